@@ -1,0 +1,101 @@
+"""TOML and environment → frozen settings objects, validated with the path of the bad value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from clusternode.core.settings import (
+    DiscoverySettings,
+    HealthSettings,
+    MessagingSettings,
+)
+from clusternode.core.types import (
+    Address,
+    ChannelName,
+    NodeId,
+    OverflowPolicy,
+    Seconds,
+)
+
+
+@attrs.frozen(kw_only=True)
+class ChannelSection:
+    """`[channel.NAME]`: how messages of one channel are sent and handled here."""
+
+    overflow: OverflowPolicy = OverflowPolicy.REJECT
+    result: str = "handled"
+    """`handled`: 200 after every handler ended; `queued`: 202 when taken into the queue."""
+    handling: str = "queued"
+    """`queued`: by a worker, in its own task; `inline`: at once, where it was read."""
+    ordered: bool = True
+    """Whether messages of one origin are handled one after the other."""
+    concurrency: int = 16
+    """How many origins (or, unordered, messages) are handled at a time."""
+    queue_size: int = 10_000
+    """How many messages may wait for their handlers; beyond it 486."""
+
+
+@attrs.frozen(kw_only=True)
+class ClusterSection:
+    """One cluster that the agent is a node of, with the top-level sections as defaults."""
+
+    name: str
+    address: Address
+    listen: Address
+    tags: Mapping[str, str]
+    discovery: DiscoverySettings
+    health: HealthSettings
+    messaging: MessagingSettings
+
+
+@attrs.frozen(kw_only=True)
+class ExecRoute:
+    """`[[route]]`: an executable as a handler."""
+
+    on: str
+    """`request:CHANNEL`, `message:CHANNEL` or `event:NAME`."""
+    exec: tuple[str, ...]
+    timeout: Seconds = 10.0
+    concurrency: int = 8
+    output_size_max: int = 1024 * 1024
+    environment: Mapping[str, str] = attrs.field(factory=dict)
+    """Added to the clean environment."""
+
+
+@attrs.frozen(kw_only=True)
+class RoutesSection:
+    """`[routes]`: the script and its limits."""
+
+    file: Path | None = None
+    time_limit: Seconds = 30.0
+    """How long one handler may run."""
+    watchdog: Seconds = 0.5
+    """A handler that holds the loop for longer is named in the log."""
+    threads: int = 8
+    """How many handlers with `thread=True` run at a time."""
+    requests_max: int = 100
+    """How many request handlers run at a time; beyond it 486."""
+    notification_channel: str = "notification_peer"
+    """The channel on which membership events can be listened to (DMQ README 3.4)."""
+
+
+@attrs.frozen(kw_only=True)
+class AgentSettings:
+    """One configuration file, read and checked."""
+
+    node_id: NodeId
+    priority: int
+    state_dir: Path | None
+    """None: nothing is remembered across a restart."""
+    control_socket: Path
+    insecure: bool
+    """Listen beyond loopback without a secret or TLS."""
+    log_level: str
+    clusters: Mapping[str, ClusterSection]  # cluster name → settings; the first is the default
+    routes: RoutesSection
+    exec_routes: tuple[ExecRoute, ...]
+    channels: Mapping[ChannelName, ChannelSection]
+    file: Path | None

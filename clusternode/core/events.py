@@ -1,0 +1,308 @@
+"""Everything that an observer can see: the vocabulary of event routes, `watch` and back ends.
+
+Each class is one event: its public name `NAME`, one short `ALIAS` accepted everywhere, and as its
+fields the parameters. Names and parameters that OpenSIPS has are OpenSIPS's
+(`clusterer` README, "Exported Events"); `dmq:peer-…` of Kamailio map to `peer:…`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
+
+import attrs
+
+
+@attrs.frozen
+class NodeStateChanged:
+    """The status of a member changed. `new_state` is 1 for active, else 0, as in OpenSIPS."""
+
+    NAME: ClassVar[str] = "E_CLUSTERER_NODE_STATE_CHANGED"
+    ALIAS: ClassVar[str] = "node:state"
+    cluster_id: str
+    node_id: str
+    new_state: int
+    status: str
+    """active, not_active, disabled, left or removed."""
+    previous: str
+    """The status before; `new` for a member not seen before."""
+    reason: str
+    fail_count: int = 0
+
+
+@attrs.frozen
+class PeerUp:
+    """A member became active (Kamailio: `dmq:peer-up`)."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_PEER_UP"
+    ALIAS: ClassVar[str] = "peer:up"
+    cluster_id: str
+    node_id: str
+    address: str
+
+
+@attrs.frozen
+class PeerDown:
+    """A member became not_active (Kamailio: `dmq:peer-down`)."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_PEER_DOWN"
+    ALIAS: ClassVar[str] = "peer:down"
+    cluster_id: str
+    node_id: str
+    address: str
+
+
+@attrs.frozen
+class PeerDisabled:
+    """A member is about to be removed (Kamailio: `dmq:peer-disabled`)."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_PEER_DISABLED"
+    ALIAS: ClassVar[str] = "peer:disabled"
+    cluster_id: str
+    node_id: str
+    address: str
+
+
+@attrs.frozen
+class PeerRemoved:
+    """A member was taken off the list."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_PEER_REMOVED"
+    ALIAS: ClassVar[str] = "peer:removed"
+    cluster_id: str
+    node_id: str
+    address: str
+
+
+@attrs.frozen
+class PeerLeft:
+    """A member left the cluster cleanly."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_PEER_LEFT"
+    ALIAS: ClassVar[str] = "peer:left"
+    cluster_id: str
+    node_id: str
+    address: str
+
+
+@attrs.frozen
+class Joined:
+    """The first other member became active since we were alone (Kamailio: init callback)."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_JOINED"
+    ALIAS: ClassVar[str] = "node:joined"
+    cluster_id: str
+    node_id: str
+    """The member that was active first."""
+
+
+@attrs.frozen
+class RecordChanged:
+    """A member changed what it says of itself: address, tags or channels."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_RECORD_CHANGED"
+    ALIAS: ClassVar[str] = "node:record"
+    cluster_id: str
+    node_id: str
+    version: int
+    address: str
+
+
+@attrs.frozen
+class RequestReceived:
+    """A request arrived."""
+
+    NAME: ClassVar[str] = "E_CLUSTERER_REQ_RECEIVED"
+    ALIAS: ClassVar[str] = "request:received"
+    cluster_id: str
+    src_id: str
+    msg: bytes
+    tag: str
+    channel: str
+
+
+@attrs.frozen
+class ReplyReceived:
+    """A reply arrived, whether or not anybody waits for it."""
+
+    NAME: ClassVar[str] = "E_CLUSTERER_RPL_RECEIVED"
+    ALIAS: ClassVar[str] = "reply:received"
+    cluster_id: str
+    src_id: str
+    msg: bytes
+    tag: str
+    channel: str
+    """The channel of the request, empty when no request with that tag is open."""
+
+
+@attrs.frozen
+class SharingTagChanged:
+    """A sharing tag changed hands."""
+
+    NAME: ClassVar[str] = "E_CLUSTERER_SHARING_TAG_CHANGED"
+    ALIAS: ClassVar[str] = "tag:changed"
+    name: str
+    cluster: str
+    state: str
+    reason: str
+
+
+@attrs.frozen
+class AddressUnreachable:
+    """A notification address cannot be reached or resolved; raised when that begins."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_ADDRESS_UNREACHABLE"
+    ALIAS: ClassVar[str] = "address:unreachable"
+    cluster_id: str
+    address: str
+    reason: str
+
+
+@attrs.frozen
+class AddressReachable:
+    """A notification address that could not be reached answers again."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_ADDRESS_REACHABLE"
+    ALIAS: ClassVar[str] = "address:reachable"
+    cluster_id: str
+    address: str
+
+
+@attrs.frozen
+class PeerMisbehaved:
+    """The other end of a connection broke the protocol, or was refused."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_PEER_MISBEHAVED"
+    ALIAS: ClassVar[str] = "peer:misbehaved"
+    cluster_id: str
+    node_id: str
+    """Empty when it never said who it is."""
+    address: str
+    reason: str
+
+
+@attrs.frozen
+class DuplicateId:
+    """Two live processes have one node id."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_DUPLICATE_ID"
+    ALIAS: ClassVar[str] = "node:duplicate"
+    cluster_id: str
+    node_id: str
+    address: str
+    """Where the other one, or the newcomer, is."""
+
+
+@attrs.frozen
+class LimitReached:
+    """A bound was reached: outbox, queue, open requests. Raised once until it is over."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_LIMIT_REACHED"
+    ALIAS: ClassVar[str] = "limit:reached"
+    cluster_id: str
+    limit: str
+    node_id: str
+    """The peer concerned; empty when it is none."""
+    detail: str
+
+
+@attrs.frozen
+class LoopLagged:
+    """This agent's own event loop stood still."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_LAGGED"
+    ALIAS: ClassVar[str] = "node:lagged"
+    cluster_id: str
+    seconds: float
+    route: str = ""
+    """The route that ran meanwhile, if one did."""
+
+
+@attrs.frozen
+class RouteFailed:
+    """A handler raised, took too long or was refused."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_ROUTE_FAILED"
+    ALIAS: ClassVar[str] = "route:failed"
+    cluster_id: str
+    route: str
+    reason: str
+
+
+@attrs.frozen
+class RoutesReloaded:
+    """A reload of the routes succeeded, or failed and left the old ones in place."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_ROUTES_RELOADED"
+    ALIAS: ClassVar[str] = "routes:reloaded"
+    cluster_id: str
+    ok: bool
+    detail: str
+
+
+@attrs.frozen
+class StateNotWritten:
+    """The state directory cannot be written: a restart will know less."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_STATE_NOT_WRITTEN"
+    ALIAS: ClassVar[str] = "state:not-written"
+    cluster_id: str
+    detail: str
+
+
+@attrs.frozen
+class Custom:
+    """An event of the user's own, made by `raise_event`."""
+
+    NAME: ClassVar[str] = "E_CUSTOM"
+    ALIAS: ClassVar[str] = ""
+    name: str
+    parameters: Mapping[str, Any]  # parameter → JSON value
+
+
+Event: TypeAlias = (
+    NodeStateChanged
+    | PeerUp
+    | PeerDown
+    | PeerDisabled
+    | PeerRemoved
+    | PeerLeft
+    | Joined
+    | RecordChanged
+    | RequestReceived
+    | ReplyReceived
+    | SharingTagChanged
+    | AddressUnreachable
+    | AddressReachable
+    | PeerMisbehaved
+    | DuplicateId
+    | LimitReached
+    | LoopLagged
+    | RouteFailed
+    | RoutesReloaded
+    | StateNotWritten
+    | Custom
+)
+
+EVENT_TYPES: tuple[type[Event], ...] = (
+    NodeStateChanged,
+    PeerUp,
+    PeerDown,
+    PeerDisabled,
+    PeerRemoved,
+    PeerLeft,
+    Joined,
+    RecordChanged,
+    RequestReceived,
+    ReplyReceived,
+    SharingTagChanged,
+    AddressUnreachable,
+    AddressReachable,
+    PeerMisbehaved,
+    DuplicateId,
+    LimitReached,
+    LoopLagged,
+    RouteFailed,
+    RoutesReloaded,
+    StateNotWritten,
+)

@@ -1,0 +1,72 @@
+"""What a node shows of itself to people and programs: values, made on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from clusternode.core.types import (
+    Address,
+    ChannelName,
+    Incarnation,
+    NodeId,
+    Seconds,
+)
+
+
+@attrs.frozen
+class MemberSnapshot:
+    """One row of the member list."""
+
+    node_id: NodeId
+    address: str
+    status: str
+    """active, not_active, disabled or left."""
+    fail_count: int
+    incarnation: Incarnation
+    version: int
+    last_seen_s: Seconds | None
+    """Seconds since it last proved to be there; None when it never did, 0 for the own row."""
+    tags: Mapping[str, str]
+    channels: tuple[ChannelName, ...]
+    local: bool
+    priority: int
+    link: str
+    """self, direct or none."""
+    round_trip_s: Seconds | None
+    """Of the last answered ping."""
+    notification: bool
+    """Whether one of its addresses is a notification address."""
+    remote: str
+    """The numeric address of the other end of the connection, empty without one."""
+    outbox_bytes: int
+
+
+@attrs.frozen
+class AddressSnapshot:
+    """A notification address, or a name, and how it is doing."""
+
+    address: Address
+    state: str
+    """connected, dialing, waiting, resolving, self or unresolved."""
+    node_id: NodeId | None
+    error: str
+    """Why the last attempt failed; empty after a success."""
+    failures: int
+    retry_in_s: Seconds | None
+
+
+@attrs.frozen
+class NodeSnapshot:
+    """Everything that `nodes list` and `nodes show` need."""
+
+    node_id: NodeId
+    cluster: str
+    incarnation: Incarnation
+    digest: int
+    members: tuple[MemberSnapshot, ...]
+    """The own row first, then sorted by node id."""
+    addresses: tuple[AddressSnapshot, ...]
+    counters: Mapping[str, int]
+    """Counter name → count since the start; the names are in docs/operations.md."""

@@ -12,7 +12,12 @@ class ProtocolError(ClusternodeError):
 
 
 class RemoteProtocolError(ProtocolError):
-    """A peer broke the rules: close its connection."""
+    """A peer broke the rules: close its connection, telling it `reason` (a `CloseReason`)."""
+
+    def __init__(self, message: str, reason: int = 1, value: int = 0) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.value = value
 
 
 class LocalProtocolError(ProtocolError):

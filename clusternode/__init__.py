@@ -1,0 +1,1 @@
+"""A peer-to-peer cluster agent."""

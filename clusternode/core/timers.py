@@ -1,0 +1,87 @@
+"""The deadline queue of a node: what is to be done when. Specified in docs/architecture.md.
+
+It knows no clock: instants come in through the arguments.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+from clusternode.core.types import Instant
+
+Key = TypeVar("Key", bound=Hashable)
+
+STALE_ENTRIES_MIN = 64
+"""So few stale entries are never worth a rebuild of the heap."""
+
+
+class Timers(Generic[Key]):
+    """At most one deadline per key; keys are tuples such as `("ping", node_id)`.
+
+    Replaced and cancelled entries stay in the heap until they reach its top, or until they are
+    more than the live ones: the heap is then rebuilt, so it holds at most twice the live entries
+    and `STALE_ENTRIES_MIN`. Setting and cancelling cost O(log n) on average.
+    """
+
+    __slots__ = ("_entries", "_heap", "_order")
+
+    def __init__(self) -> None:
+        self._entries: dict[Key, tuple[Instant, int, Key]] = {}  # key → its live heap entry
+        self._heap: list[tuple[Instant, int, Key]] = []
+        self._order = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._entries
+
+    def set(self, key: Key, at: Instant) -> None:
+        """Make `key` due at `at`, whatever was set for it before."""
+        self._order += 1
+        entry = (at, self._order, key)
+        self._entries[key] = entry
+        heapq.heappush(self._heap, entry)
+        self._compact_if_stale()
+
+    def cancel(self, key: Key) -> None:
+        """Forget `key`; one that is not set is no error."""
+        if self._entries.pop(key, None) is not None:
+            self._compact_if_stale()
+
+    def deadline_of(self, key: Key) -> Instant | None:
+        entry = self._entries.get(key)
+        return None if entry is None else entry[0]
+
+    def next_deadline(self) -> Instant | None:
+        """Tell the earliest deadline; None when nothing is set."""
+        heap, entries = self._heap, self._entries
+        while heap:
+            entry = heap[0]
+            if entries.get(entry[2]) is entry:
+                return entry[0]
+            heapq.heappop(heap)
+        return None
+
+    def pop_due(self, now: Instant) -> list[Key]:
+        """Take out the keys whose deadline is `now` or earlier.
+
+        Returns:
+            In the order of their deadlines; equal deadlines in the order in which they were set.
+        """
+        due: list[Key] = []
+        heap, entries = self._heap, self._entries
+        while heap and heap[0][0] <= now:
+            entry = heapq.heappop(heap)
+            key = entry[2]
+            if entries.get(key) is entry:
+                del entries[key]
+                due.append(key)
+        return due
+
+    def _compact_if_stale(self) -> None:
+        if len(self._heap) > 2 * len(self._entries) + STALE_ENTRIES_MIN:
+            self._heap = list(self._entries.values())
+            heapq.heapify(self._heap)

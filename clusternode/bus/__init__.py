@@ -1,1 +1,1 @@
-"""The bus: what every cluster looks like to routes, control and command line."""
+"""The interface that routes, control and command line know a cluster by, and its mesh."""

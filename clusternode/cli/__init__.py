@@ -1,1 +1,1 @@
-"""."""
+"""The command line: one small module for each command, tables for people, JSON for programs."""

@@ -1,1 +1,1 @@
-"""."""
+"""Many nodes on one event heap in virtual time: the same core, a repeatable world."""

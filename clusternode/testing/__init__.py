@@ -1,1 +1,1 @@
-"""."""
+"""Doubles for the tests of users and for our own."""

@@ -1,4 +1,4 @@
-"""TOML and environment → frozen settings objects, validated with the path of the bad value."""
+"""The frozen settings objects that one configuration file becomes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class ChannelSection:
     """`[channel.NAME]`: how messages of one channel are sent and handled here."""
 
     overflow: OverflowPolicy = OverflowPolicy.REJECT
+    """A full outbox: `reject` the new, `drop_oldest`, or `wait` for at most `wait_max`."""
     result: str = "handled"
     """`handled`: 200 after every handler ended; `queued`: 202 when taken into the queue."""
     handling: str = "queued"
@@ -58,9 +59,13 @@ class ExecRoute:
     on: str
     """`request:CHANNEL`, `message:CHANNEL` or `event:NAME`."""
     exec: tuple[str, ...]
+    """The program and its arguments; no shell. With a slash it is relative to the file."""
     timeout: Seconds = 10.0
+    """After so many seconds the whole process group is killed: 500."""
     concurrency: int = 8
+    """How many of them run at a time."""
     output_size_max: int = 1024 * 1024
+    """How many bytes it may write before it is killed: 500."""
     environment: Mapping[str, str] = attrs.field(factory=dict)
     """Added to the clean environment."""
 
@@ -70,8 +75,9 @@ class RoutesSection:
     """`[routes]`: the script and its limits."""
 
     file: Path | None = None
+    """A Python file with event routes; relative to the directory of this file."""
     time_limit: Seconds = 30.0
-    """How long one handler may run."""
+    """How many seconds one handler may run."""
     watchdog: Seconds = 0.5
     """A handler that holds the loop for longer is named in the log."""
     threads: int = 8
@@ -99,3 +105,5 @@ class AgentSettings:
     exec_routes: tuple[ExecRoute, ...]
     channels: Mapping[ChannelName, ChannelSection]
     file: Path | None
+    nameservers: tuple[str, ...] = ()
+    """DNS servers as `ip:port`; empty: those of the system."""

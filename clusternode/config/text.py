@@ -1,0 +1,194 @@
+"""The configuration as text: the sample file and the reference page, from the declared keys."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from clusternode.config.keys import ENVIRONMENT_PREFIX, Key, Section, help_of, sections
+from clusternode.config.settings import AgentSettings
+from clusternode.core.types import Address
+
+SAMPLE_HEAD = """\
+# Configuration of a clusternode agent: `clusternode run -c FILE`.
+#
+# Every key stands here with its default, switched off by a `#`. `clusternode config check -c FILE`
+# checks a file, `clusternode config show -c FILE` shows what an agent would run with.
+# Every key can also be set in the environment: [health] ping_interval is
+# CLUSTERNODE__HEALTH__PING_INTERVAL.
+"""
+SAMPLE_TAIL = """\
+# Executables as handlers, as often as needed:
+#
+#     [[route]]
+#     on = "request:locate"
+#     exec = ["./locate.sh"]
+#
+# Settings of one channel, here of the channel fraud:
+#
+#     [channel.fraud]
+#     overflow = "wait"
+#
+# A node of several clusters has a table for each, instead of [cluster]. Each may hold an address,
+# listen and tags, and tables discovery, health and messaging; what it leaves out comes from above:
+#
+#     [cluster.voip]
+#     tags = { role = "proxy" }
+#
+#     [cluster.voip.discovery]
+#     notification_addresses = ["tcp://10.0.0.21:5062"]
+#
+#     [cluster.billing]
+#     address = "tcp://10.0.1.20:5062"
+"""
+IN_SAMPLE_TAIL = ("route", "channel.NAME", "cluster.NAME")
+
+
+def toml_value(value: object) -> str:
+    """Write a value of a settings object as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, enum.Enum):
+        return toml_value(value.value)
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str | Path | Address):
+        # A JSON string is a TOML basic string, but that TOML wants DEL escaped (TOML 1.0, String).
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    assert isinstance(value, Mapping), f"no TOML for {type(value).__name__}"
+    inner = ", ".join(f"{toml_key(key)} = {toml_value(entry)}" for key, entry in value.items())
+    return f"{{ {inner} }}" if inner else "{}"
+
+
+def toml_key(key: str) -> str:
+    bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if bare else toml_value(key)
+
+
+def sample() -> str:
+    """Return a commented configuration file; all its keys are switched off."""
+    parts = [SAMPLE_HEAD]
+    for section in sections().values():
+        if section.name in IN_SAMPLE_TAIL:
+            continue
+        lines = [f"# {section.help}", f"[{section.name}]"]
+        for key in section.keys:
+            lines += ["", *_comment(section, key)]
+        parts.append("\n".join(lines) + "\n")
+    parts.append(SAMPLE_TAIL)
+    return "\n".join(parts)
+
+
+def _comment(section: Section, key: Key) -> list[str]:
+    lines = [f"# {help_of(section, key)}"]
+    if key.default is None:
+        lines.append(f"# Default: {key.default_text or 'none'}.")
+    else:
+        lines.append(f"#{key.name} = {toml_value(key.default)}")
+    if key.example:
+        lines.append(f"# Example: {key.example}")
+    return lines
+
+
+REFERENCE_HEAD = """\
+# Configuration
+
+One TOML file, given as `clusternode run -c FILE`.
+`clusternode config init` prints a commented one, `config check` checks one, `config show` shows what an agent would run with.
+Unknown keys are errors.
+Paths are relative to the directory of the file.
+
+Options of `run` win over the environment, the environment wins over the file.
+A key of the environment is `CLUSTERNODE__`, the section, `__` and the key, in capitals: `CLUSTERNODE__HEALTH__PING_INTERVAL=1.5`.
+Its value is written as in TOML; strings may go without quotes, and lists as `a,b`:
+
+```sh
+CLUSTERNODE__NODE__ID=edge-1
+CLUSTERNODE__DISCOVERY__NOTIFICATION_ADDRESSES='tcp://10.0.0.21:5062,tcp://10.0.0.22:5062'
+CLUSTERNODE__NODE__TAGS='{ role = "registrar" }'
+CLUSTERNODE__CHANNEL__FRAUD__OVERFLOW=wait
+CLUSTERNODE__ROUTE='[{ on = "request:locate", exec = ["./locate.sh"] }]'
+```
+
+The name of a channel or cluster in a variable means the one that the file has in any spelling, else the one in small letters.
+
+The control socket of an agent, where nothing else is said, is `/run/clusternode/NODE.sock` for root, and `$XDG_RUNTIME_DIR/clusternode/NODE.sock` (`/run/user/UID/clusternode/NODE.sock` where that variable is not set) for everybody else.
+Commands without `-c` and `--socket` use the one socket of that directory on which an agent answers, and list them if there are several.
+
+Where only `ping_interval` is written and is shorter than the default of `ping_timeout`, that follows it; so does `result_timeout` a longer `delivery_timeout`.
+Checked beyond each key: `ping_timeout` is at most `ping_interval`, `result_timeout` at least `delivery_timeout`, `redial_min` at most `redial_max`.
+"""  # noqa: E501  # one sentence per line
+
+
+def reference_markdown() -> str:
+    """Return docs/reference/configuration.md."""
+    parts = ["<!-- Generated by docs/generate.py; do not edit. -->\n", REFERENCE_HEAD]
+    for section in sections().values():
+        title = f"[[{section.name}]]" if section.name == "route" else f"[{section.name}]"
+        lines = [f"## `{title}`", "", section.help, ""]
+        lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
+        lines += [_row(section, key) for key in section.keys]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _row(section: Section, key: Key) -> str:
+    if key.default is not None:
+        default = f"`{toml_value(key.default)}`"
+    else:
+        default = key.default_text or ("needed" if section.name == "route" else "none")
+    meaning = help_of(section, key)
+    if key.example:
+        meaning += f" Example: `{key.example}`."
+    cells = (f"`{key.name}`", key.kind.expected, default, meaning)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def environment_name(section: str, key: str) -> str:
+    """Return the name of the environment variable of a key."""
+    return ENVIRONMENT_PREFIX + "__".join((*section.split("."), key)).upper()
+
+
+def settings_toml(settings: AgentSettings) -> str:
+    """Write settings as a file that gives the same settings again, all keys spelt out."""
+    lines = ["[node]", f"id = {toml_value(settings.node_id)}"]
+    first = next(iter(settings.clusters.values()))
+    node = {
+        "address": first.address,
+        "listen": first.listen,
+        "priority": settings.priority,
+        "state_dir": settings.state_dir,
+        "control_socket": settings.control_socket,
+        "insecure": settings.insecure,
+    }
+    lines += _lines(node)
+    if settings.nameservers:
+        lines += ["", "[discovery]", f"nameservers = {toml_value(settings.nameservers)}"]
+    for cluster in settings.clusters.values():
+        name = toml_key(cluster.name)
+        lines += ["", f"[cluster.{name}]"]
+        own = {"address": cluster.address, "listen": cluster.listen, "tags": cluster.tags}
+        lines += _lines(own)
+        for table in ("discovery", "health", "messaging"):
+            lines += ["", f"[cluster.{name}.{table}]", *_lines(_fields(getattr(cluster, table)))]
+    lines += ["", "[routes]", *_lines(_fields(settings.routes))]
+    for channel, section in settings.channels.items():
+        lines += ["", f"[channel.{toml_key(channel)}]", *_lines(_fields(section))]
+    for route in settings.exec_routes:
+        lines += ["", "[[route]]", *_lines(_fields(route))]
+    lines += ["", "[log]", f"level = {toml_value(settings.log_level)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _fields(value: attrs.AttrsInstance) -> dict[str, object]:
+    return {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
+
+
+def _lines(values: Mapping[str, object]) -> list[str]:
+    return [f"{key} = {toml_value(value)}" for key, value in values.items() if value is not None]

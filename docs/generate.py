@@ -1,0 +1,309 @@
+"""Write the pages and sections of the documentation that are made from the code.
+
+`python docs/generate.py` writes docs/reference/*.md and fills every section between
+`<!-- generated: NAME -->` and `<!-- /generated -->` in README.md and docs/; with `--check` it
+writes nothing and fails where the files differ from what it would write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import enum
+import inspect
+import re
+import sys
+import textwrap
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import attrs
+
+from clusternode.cli import reference as cli_reference
+from clusternode.config import reference_markdown
+from clusternode.core import events
+from clusternode.core.membership import health
+from clusternode.core.types import ResultCode
+from clusternode.core.wire import messages
+from clusternode.core.wire.messages import CloseReason
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+COUNTER_MEANINGS = DOCS / "counters.toml"
+NOTE = "<!-- Made by docs/generate.py; do not edit. -->"
+SECTION = re.compile(
+    r"^<!-- generated: (?P<name>[a-z-]+) -->\n.*?^<!-- /generated -->$", re.DOTALL | re.MULTILINE
+)
+
+
+class GenerateError(Exception):
+    """The code says something that the documentation has no words for, or the other way round."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write or check all generated text; the exit status is 1 where a check finds a difference."""
+    parser = argparse.ArgumentParser(description="Write the generated documentation.")
+    parser.add_argument("--check", action="store_true", help="fail on a difference, write nothing")
+    options = parser.parse_args(arguments)
+    try:
+        stale = [path for path, text in generated_files() if not _is_current(path, text)]
+    except GenerateError as error:
+        print(f"docs/generate.py: {error}", file=sys.stderr)
+        return 1
+    if options.check:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is not up to date; run: make docs", file=sys.stderr)
+        return 1 if stale else 0
+    texts = dict(generated_files())
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(texts[path], encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+    return 0
+
+
+def generated_files() -> Iterator[tuple[Path, str]]:
+    """Yield every file that holds generated text, with the text that it should have."""
+    for name, make in PAGES.items():
+        yield DOCS / "reference" / name, f"{NOTE}\n\n{make().strip()}\n"
+    for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
+        if path.parent.name == "reference":
+            continue
+        text = path.read_text(encoding="utf-8")
+        if SECTION.search(text):
+            yield path, SECTION.sub(_filled, text)
+
+
+def _is_current(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8") == text
+
+
+def _filled(match: re.Match[str]) -> str:
+    name = match["name"]
+    if name not in SECTIONS:
+        raise GenerateError(f"no generated section is called {name}; there are {sorted(SECTIONS)}")
+    return f"<!-- generated: {name} -->\n\n{SECTIONS[name]().strip()}\n\n<!-- /generated -->"
+
+
+# Pages
+
+
+def messages_page() -> str:
+    """Describe every message type with its fields in the order of the wire."""
+    types = sorted(
+        (cls for cls in _classes_of(messages) if getattr(cls, "TYPE", -1) > 0),
+        key=lambda cls: int(cls.TYPE),
+    )
+    parts = [cls for cls in _classes_of(messages) if cls.__name__ in {"Record", "ListEntry", "Run"}]
+    lines = [
+        "# Messages",
+        "",
+        "Every message of the protocol, in the order of its number.",
+        "A message is a msgpack array of its fields in the order given here.",
+        f"Numbers from {messages.POSITIONED_TYPE_MIN} on are positioned: counted, acknowledged "
+        "and sent again.",
+        "How they are used is told in [the protocol](../protocol.md).",
+        "",
+        "| number | message | positioned |",
+        "|---:|---|---|",
+    ]
+    for cls in types:
+        positioned = "yes" if cls.TYPE >= messages.POSITIONED_TYPE_MIN else "no"
+        lines.append(f"| {cls.TYPE} | [{cls.__name__}](#{cls.__name__.lower()}) | {positioned} |")
+    for cls in types:
+        lines += ["", f"## {cls.__name__}", "", f"Number {cls.TYPE}.", "", *_described(cls)]
+    lines += ["", "# Parts of messages", "", "Arrays inside the arrays above."]
+    for cls in parts:
+        lines += ["", f"## {cls.__name__}", "", *_described(cls)]
+    lines += ["", "# Close reasons", "", close_reasons()]
+    lines += ["", "# Result codes", "", result_codes()]
+    return "\n".join(lines)
+
+
+def events_page() -> str:
+    """Describe every event with its two names and its parameters."""
+    lines = [
+        "# Events",
+        "",
+        "What event routes, `clusternode watch` and back ends can observe.",
+        "The name and the alias mean the same everywhere.",
+        "Node ids are strings; the parameter `msg` is text where the body is valid UTF-8, "
+        "else the event has `msg_base64` instead.",
+        "",
+        events_table(),
+    ]
+    for cls in events.EVENT_TYPES:
+        lines += ["", f"## {cls.NAME}", "", f"Alias `{cls.ALIAS}`.", "", *_described(cls)]
+    lines += ["", "## Events of your own", "", *_described(events.Custom)]
+    return "\n".join(lines)
+
+
+def counters_page() -> str:
+    """List the counters of a node with their meaning."""
+    return "\n".join(
+        [
+            "# Counters",
+            "",
+            "What a node counts since its start; `clusternode nodes show --json` prints them.",
+            "A counter that is missing there has not counted anything yet.",
+            "",
+            counters_table(),
+        ]
+    )
+
+
+# Sections
+
+
+def events_table() -> str:
+    """Give one line for each event."""
+    lines = ["| event | alias | meaning |", "|---|---|---|"]
+    lines += [
+        f"| `{cls.NAME}` | `{cls.ALIAS}` | {_cell(_first_line(cls))} |"
+        for cls in events.EVENT_TYPES
+    ]
+    return "\n".join(lines)
+
+
+def close_reasons() -> str:
+    """Give one line for each close reason."""
+    return _enum_table(CloseReason)
+
+
+def result_codes() -> str:
+    """Give one line for each result code, and whether it is definite."""
+    help_texts = _documented_names(ResultCode)
+    lines = ["| code | name | certainly not handled | meaning |", "|---:|---|---|---|"]
+    for code in ResultCode:
+        definite = "yes" if code.definite else "no"
+        meaning = _cell(help_texts.get(code.name, ""))
+        lines.append(f"| {code.value} | `{code.name}` | {definite} | {meaning} |")
+    return "\n".join(lines)
+
+
+def counters_table() -> str:
+    """Give one line for each counter that the code counts.
+
+    Raises:
+        GenerateError: A counter has no meaning in docs/counters.toml, or a meaning no counter.
+    """
+    meanings: Mapping[str, str] = tomllib.loads(COUNTER_MEANINGS.read_text(encoding="utf-8"))
+    names = sorted(set(_counter_names()))
+    if missing := [name for name in names if name not in meanings]:
+        raise GenerateError(f"docs/counters.toml says nothing about {', '.join(missing)}")
+    if stale := [name for name in meanings if name not in names]:
+        raise GenerateError(f"docs/counters.toml names what nothing counts: {', '.join(stale)}")
+    lines = ["| counter | counts |", "|---|---|"]
+    lines += [f"| `{name}` | {_cell(meanings[name])} |" for name in names]
+    return "\n".join(lines)
+
+
+def health_diagram() -> str:
+    """Draw the state machine of member health."""
+    return f"```mermaid\n{health.diagram()}\n```"
+
+
+# Reading the code
+
+
+def _described(cls: type) -> list[str]:
+    """Return the docstring of a class and a table of its fields."""
+    lines = [inspect.cleandoc(cls.__doc__ or "")]
+    fields = attrs.fields(cls)
+    if not fields:
+        return lines
+    help_texts = _documented_names(cls)
+    lines += ["", "| field | type | default | meaning |", "|---|---|---|---|"]
+    for field in fields:
+        default = "" if field.default is attrs.NOTHING else f"`{field.default!r}`"
+        kind = _cell(str(field.type))
+        lines.append(
+            f"| `{field.name}` | `{kind}` | {default} | {_cell(help_texts.get(field.name, ''))} |"
+        )
+    return lines
+
+
+def _documented_names(cls: type) -> Mapping[str, str]:
+    """Map the names assigned in a class body to the docstrings below them."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    found: dict[str, str] = {}
+    name = ""
+    for statement in body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
+                pass
+            case ast.Expr(value=ast.Constant(value=str(text))) if name:
+                found[name] = " ".join(inspect.cleandoc(text).split())
+                name = ""
+            case _:
+                name = ""
+    return found
+
+
+def _classes_of(module: object) -> list[type]:
+    """Return the attrs classes that a module defines, in the order of the file."""
+    name = getattr(module, "__name__", "")
+    return [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == name and attrs.has(value)
+    ]
+
+
+def _enum_table(cls: type[enum.IntEnum]) -> str:
+    help_texts = _documented_names(cls)
+    lines = ["| number | name | meaning |", "|---:|---|---|"]
+    for member in cls:
+        meaning = _cell(help_texts.get(member.name, ""))
+        lines.append(f"| {member.value} | `{member.name}` | {meaning} |")
+    return "\n".join(lines)
+
+
+def _counter_names() -> Iterator[str]:
+    """Yield the first argument of every call of `count` in the core.
+
+    An f-string stands for a family of counters: `f"closed_{reason}"` is `closed_…`.
+    """
+    for path in sorted((ROOT / "clusternode" / "core").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr="count"), args=[ast.Constant(value=str(name)), *_]
+                ):
+                    yield name
+                case ast.Call(func=ast.Attribute(attr="count"), args=[ast.JoinedStr() as text, *_]):
+                    yield "".join(
+                        str(part.value) if isinstance(part, ast.Constant) else "…"
+                        for part in text.values
+                    )
+
+
+def _first_line(cls: type) -> str:
+    return inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "messages.md": messages_page,
+    "events.md": events_page,
+    "configuration.md": reference_markdown,
+    "cli.md": cli_reference.reference_markdown,
+    "counters.md": counters_page,
+}
+
+SECTIONS: Mapping[str, Callable[[], str]] = {
+    "close-reasons": close_reasons,
+    "counters": counters_table,
+    "events": events_table,
+    "health-diagram": health_diagram,
+    "health-table": health.table_markdown,
+    "result-codes": result_codes,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

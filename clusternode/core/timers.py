@@ -6,19 +6,20 @@ It knows no clock: instants come in through the arguments.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, TypeAlias
 
 from clusternode.core.types import Instant
 
-Key = TypeVar("Key", bound=Hashable)
+TimerKey: TypeAlias = tuple[Any, ...]
+"""What is to be done, and to whom: `("ping", node_id)`. Hashable; only who set it knows its parts.
+"""
 
 STALE_ENTRIES_MIN = 64
 """So few stale entries are never worth a rebuild of the heap."""
 
 
-class Timers(Generic[Key]):
-    """At most one deadline per key; keys are tuples such as `("ping", node_id)`.
+class Timers:
+    """At most one deadline per key; setting it again replaces it.
 
     Replaced and cancelled entries stay in the heap until they reach its top, or until they are
     more than the live ones: the heap is then rebuilt, so it holds at most twice the live entries
@@ -28,17 +29,19 @@ class Timers(Generic[Key]):
     __slots__ = ("_entries", "_heap", "_order")
 
     def __init__(self) -> None:
-        self._entries: dict[Key, tuple[Instant, int, Key]] = {}  # key → its live heap entry
-        self._heap: list[tuple[Instant, int, Key]] = []
+        self._entries: dict[
+            TimerKey, tuple[Instant, int, TimerKey]
+        ] = {}  # key → its live heap entry
+        self._heap: list[tuple[Instant, int, TimerKey]] = []
         self._order = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: TimerKey) -> bool:
         return key in self._entries
 
-    def set(self, key: Key, at: Instant) -> None:
+    def set(self, key: TimerKey, at: Instant) -> None:
         """Make `key` due at `at`, whatever was set for it before."""
         self._order += 1
         entry = (at, self._order, key)
@@ -46,12 +49,12 @@ class Timers(Generic[Key]):
         heapq.heappush(self._heap, entry)
         self._compact_if_stale()
 
-    def cancel(self, key: Key) -> None:
+    def cancel(self, key: TimerKey) -> None:
         """Forget `key`; one that is not set is no error."""
         if self._entries.pop(key, None) is not None:
             self._compact_if_stale()
 
-    def deadline_of(self, key: Key) -> Instant | None:
+    def deadline_of(self, key: TimerKey) -> Instant | None:
         entry = self._entries.get(key)
         return None if entry is None else entry[0]
 
@@ -65,13 +68,13 @@ class Timers(Generic[Key]):
             heapq.heappop(heap)
         return None
 
-    def pop_due(self, now: Instant) -> list[Key]:
+    def pop_due(self, now: Instant) -> list[TimerKey]:
         """Take out the keys whose deadline is `now` or earlier.
 
         Returns:
             In the order of their deadlines; equal deadlines in the order in which they were set.
         """
-        due: list[Key] = []
+        due: list[TimerKey] = []
         heap, entries = self._heap, self._entries
         while heap and heap[0][0] <= now:
             entry = heapq.heappop(heap)

@@ -256,5 +256,5 @@ def _merged(rows: list[TransitionRow]) -> Iterator[tuple[str, str, str]]:
             yield "–", _yes(is_over), f"`{after.value}`"
 
 
-def _yes(value: bool) -> str:  # noqa: FBT001  # a cell of a table
+def _yes(value: bool) -> str:
     return "yes" if value else "no"

@@ -22,6 +22,7 @@ import attrs
 
 from clusternode.cli import reference as cli_reference
 from clusternode.config import reference_markdown
+from clusternode.control import requests as control_requests
 from clusternode.core import events
 from clusternode.core.membership import health
 from clusternode.core.types import ResultCode
@@ -66,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
 def generated_files() -> Iterator[tuple[Path, str]]:
     """Yield every file that holds generated text, with the text that it should have."""
     for name, make in PAGES.items():
-        yield DOCS / "reference" / name, f"{NOTE}\n\n{make().strip()}\n"
+        text = make().strip()
+        head = "" if text.startswith("<!--") else f"{NOTE}\n\n"
+        yield DOCS / "reference" / name, f"{head}{text}\n"
     for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
         if path.parent.name == "reference":
             continue
@@ -293,6 +296,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "events.md": events_page,
     "configuration.md": reference_markdown,
     "cli.md": cli_reference.reference_markdown,
+    "control.md": control_requests.reference_markdown,
     "counters.md": counters_page,
 }
 

@@ -1,0 +1,160 @@
+"""Snapshots and events as JSON values."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from clusternode.bus.interface import Reply
+from clusternode.control.requests import body_fields
+from clusternode.control.view import milliseconds
+from clusternode.core.events import EVENT_TYPES, Custom, Event
+from clusternode.core.snapshots import AddressSnapshot, MemberSnapshot, NodeSnapshot
+from clusternode.core.types import Address, ResultCode
+from clusternode.errors import ConfigError
+
+DEPTH_MAX = 32
+"""Deeper values of a user's own event are cut off."""
+INTEGER_BITS_MAX = 1024
+"""Python does not write integers of more than 4300 digits."""
+
+
+def member_json(member: MemberSnapshot) -> dict[str, Any]:
+    return {
+        "node_id": member.node_id,
+        "address": member.address,
+        "status": member.status,
+        "fail_count": member.fail_count,
+        "incarnation": member.incarnation,
+        "version": member.version,
+        "last_seen_s": None if member.last_seen_s is None else round(member.last_seen_s, 3),
+        "tags": dict(member.tags),
+        "channels": list(member.channels),
+        "local": member.local,
+        "link": member.link,
+        "round_trip_ms": milliseconds(member.round_trip_s),
+        "priority": member.priority,
+        "notification": member.notification,
+        "remote": member.remote,
+        "outbox_bytes": member.outbox_bytes,
+    }
+
+
+def dmq_json(member: MemberSnapshot) -> dict[str, Any]:
+    """Return a member with the fields of Kamailio's `dmq.list_nodes`, and ours."""
+    try:
+        address = Address.parse(member.address)
+        host, port, proto = address.host, address.port, address.scheme
+    except ConfigError:
+        host, port, proto = member.address, 0, "*"
+    ip = member.remote.rpartition(":")[0].strip("[]")
+    fields = {
+        "host": host,
+        "port": port,
+        "proto": proto,
+        "resolved_ip": ip,
+        "status": member.status,
+        "last_notification": 0,  # as Kamailio, which never writes it
+        "local": int(member.local),
+        "fail_count": member.fail_count,
+    }
+    return {**member_json(member), **fields}
+
+
+def address_json(address: AddressSnapshot) -> dict[str, Any]:
+    retry = address.retry_in_s
+    return {
+        "address": str(address.address),
+        "state": address.state,
+        "node_id": address.node_id,
+        "error": address.error,
+        "failures": address.failures,
+        "retry_in_s": None if retry is None else round(retry, 3),
+    }
+
+
+def snapshot_json(snapshot: NodeSnapshot) -> dict[str, Any]:
+    return {
+        "node_id": snapshot.node_id,
+        "cluster": snapshot.cluster,
+        "incarnation": snapshot.incarnation,
+        "digest": f"{snapshot.digest:016x}",
+        "members": [member_json(member) for member in snapshot.members],
+        "addresses": [address_json(address) for address in snapshot.addresses],
+        "counters": dict(snapshot.counters),
+    }
+
+
+def result_json(code: ResultCode) -> dict[str, Any]:
+    """Return a result; the text is the name of the code, in words."""
+    text = code.name.lower().replace("_", " ")
+    return {"code": int(code), "definite": code.definite, "text": text}
+
+
+def reply_json(reply: Reply) -> dict[str, Any]:
+    return {
+        "node_id": reply.node_id,
+        "code": reply.code,
+        **body_fields(reply.body),
+        "content_type": reply.content_type,
+        "round_trip_ms": milliseconds(reply.round_trip_s),
+    }
+
+
+def event_json(cluster: str, event: Event) -> dict[str, Any]:
+    """Return an event; parameters that are bytes become text, or NAME_base64."""
+    if isinstance(event, Custom):
+        return {
+            "cluster": cluster,
+            "event": event.name,
+            "alias": "",
+            "parameters": {str(key): jsonable(value) for key, value in event.parameters.items()},
+        }
+    parameters: dict[str, Any] = {}
+    for field in attrs.fields(type(event)):
+        value = getattr(event, field.name)
+        if isinstance(value, bytes):
+            parameters |= body_fields(value, field.name)
+        else:
+            parameters[field.name] = jsonable(value)
+    return {
+        "cluster": cluster,
+        "event": event.NAME,
+        "alias": event.ALIAS,
+        "parameters": parameters,
+    }
+
+
+def event_types_json() -> list[dict[str, Any]]:
+    return [
+        {
+            "event": event.NAME,
+            "alias": event.ALIAS,
+            "help": (event.__doc__ or "").strip().partition("\n")[0],
+            "parameters": [field.name for field in attrs.fields(event)],
+        }
+        for event in EVENT_TYPES
+    ]
+
+
+def jsonable(value: object, depth: int = 0) -> object:
+    """Return something that JSON can say, whatever a user put into an event."""
+    if depth > DEPTH_MAX:
+        return "…"
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        return value if value.bit_length() <= INTEGER_BITS_MAX else "<int>"
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(entry, depth + 1) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(entry, depth + 1) for entry in value]
+    return f"<{type(value).__name__}>"

@@ -1,0 +1,50 @@
+"""Virtual time: everything that is to happen, in one total order (time, sequence)."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from clusternode.core.types import Instant, Seconds
+
+
+class EventQueue:
+    """What is to happen, and the clock that jumps from one thing to the next.
+
+    What is due *soon* happens at this instant, after everything else that is due at it: a writer
+    that gets its turn after all of this instant's messages were made writes them in one go.
+    """
+
+    def __init__(self, now: Instant) -> None:
+        self.now = now
+        self._heap: list[tuple[Instant, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._sequence = itertools.count()
+        self._soon: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+
+    def at(self, when: Instant, act: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self._heap, (when, next(self._sequence), act, arguments))
+
+    def after(self, delay: Seconds, act: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self._heap, (self.now + delay, next(self._sequence), act, arguments))
+
+    def soon(self, act: Callable[..., None], *arguments: Any) -> None:
+        self._soon.append((act, arguments))
+
+    def run_until(self, limit: Instant) -> None:
+        """Let everything happen that is due up to and at `limit`, and set the clock to it."""
+        heap, soon = self._heap, self._soon
+        while True:
+            if heap and heap[0][0] <= self.now:
+                _, _, act, arguments = heapq.heappop(heap)
+            elif soon:
+                act, arguments = soon.popleft()
+            elif heap and heap[0][0] <= limit:
+                self.now = heap[0][0]
+                continue
+            else:
+                self.now = max(self.now, limit)
+                return
+            act(*arguments)

@@ -1,0 +1,201 @@
+"""What happened in a run, as the world outside the core saw it: the evidence for the invariants.
+
+Everything here was written when a node was told something, or asked for something; nothing is
+read from inside a node. Every message that the world sends has a *key* as its body, which is
+unique in a run, so that what was sent and what handlers saw can be matched without trusting ids
+that the core made. Described in docs/simulation.md.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import attrs
+
+from clusternode.core.effects import Outcome
+from clusternode.core.types import ChannelName, Instant, NodeId, ResultCode, Seconds
+
+Key = str
+"""`m/n1/2/17`: kind (message, request, reply), node, its life, number."""
+
+
+@attrs.define
+class LifeFact:
+    """One process of a node, from its start to its end."""
+
+    node_id: NodeId
+    life: int
+    started: Instant
+    ended: Instant | None = None
+    how: str = ""
+    """killed, powered off, left or withdrew; empty while it runs."""
+    leaving_since: Instant | None = None
+
+    def covers(self, at: Instant) -> bool:
+        return self.started <= at and (self.ended is None or at < self.ended)
+
+
+@attrs.define
+class DeliveryFact:
+    """A message, or a reply, that a node accepted."""
+
+    key: Key
+    origin: NodeId
+    life: int
+    channel: ChannelName
+    at: Instant
+    is_reply: bool = False
+    fanouts: list[list[NodeId]] = attrs.Factory(list)
+    """Each time the node fixed the destinations: must be once."""
+    results: list[tuple[Instant, NodeId, ResultCode]] = attrs.Factory(list)
+
+
+@attrs.define
+class HandlingFact:
+    """One call of a simulated handler."""
+
+    key: Key
+    destination: NodeId
+    life: int
+    started: Instant
+    ended: Instant | None = None
+    code: ResultCode | None = None
+
+
+@attrs.define
+class RequestFact:
+    """A request that a node accepted, and what it said about it."""
+
+    key: Key
+    origin: NodeId
+    life: int
+    at: Instant
+    timeout: Seconds
+    asked: list[list[NodeId]] = attrs.Factory(list)
+    replies: list[tuple[Instant, NodeId, Key]] = attrs.Factory(list)
+    finished: list[tuple[Instant, NodeId, Outcome, ResultCode]] = attrs.Factory(list)
+    ended: list[Instant] = attrs.Factory(list)
+
+
+@attrs.frozen
+class ReplyMade:
+    """A reply that a handler gave."""
+
+    request: Key
+    replier: NodeId
+    life: int
+
+
+@attrs.frozen
+class StatusFact:
+    """The event `NodeStateChanged`, as one observer raised it."""
+
+    at: Instant
+    observer: NodeId
+    life: int
+    member: NodeId
+    status: str
+    previous: str
+    reason: str
+
+
+@attrs.define
+class Disturbance:
+    """Something that excuses a node of `left` for not seeing one of `right`, and the reverse.
+
+    An empty `right` stands for every node. A reset of connections is none: it changes nothing.
+    """
+
+    kind: str
+    at: Instant
+    left: frozenset[NodeId]
+    right: frozenset[NodeId] = frozenset()
+    until: Instant | None = None
+
+    def excuses(self, one: NodeId, other: NodeId, since: Instant, to: Instant) -> bool:
+        """Tell whether it touched the pair at some time from `since` to `to`."""
+        if self.at > to or (self.until is not None and self.until < since):
+            return False
+        if not self.right:
+            return one in self.left or other in self.left
+        return (one in self.left and other in self.right) or (
+            other in self.left and one in self.right
+        )
+
+
+@attrs.frozen
+class OutboxSample:
+    """How full the outbox of one peer was at one moment."""
+
+    at: Instant
+    node_id: NodeId
+    peer: NodeId
+    size_bytes: int
+    limit_bytes: int
+
+
+@attrs.frozen
+class Limits:
+    """The time limits that the invariants allow for, in seconds."""
+
+    result: Seconds = 30.0
+    """No final result may take longer, from the call."""
+    grace: Seconds = 10.0
+    """How long after a fault has ended a member may still be shown as it was in the fault."""
+    leave: Seconds = 2.0
+    """How long a clean stop may take."""
+
+
+@attrs.define
+class History:
+    """All facts of one run, in the order in which they happened."""
+
+    lives: dict[NodeId, list[LifeFact]] = attrs.Factory(dict)
+    deliveries: dict[Key, DeliveryFact] = attrs.Factory(dict)
+    handlings: dict[tuple[Key, NodeId], list[HandlingFact]] = attrs.Factory(
+        lambda: defaultdict(list)
+    )
+    arrivals: list[tuple[Key, NodeId, int]] = attrs.Factory(list)
+    """(message, destination, its life) in the order in which each node handed messages on."""
+    requests: dict[Key, RequestFact] = attrs.Factory(dict)
+    replies_made: dict[Key, ReplyMade] = attrs.Factory(dict)
+    statuses: list[StatusFact] = attrs.Factory(list)
+    disturbances: list[Disturbance] = attrs.Factory(list)
+    removals: list[tuple[Instant, NodeId, NodeId]] = attrs.Factory(list)
+    """What operators took off a list: (when, at which node, which member)."""
+    outboxes: list[OutboxSample] = attrs.Factory(list)
+    faults_of_core: list[tuple[Instant, NodeId, str]] = attrs.Factory(list)
+    """What a node did that no node may do, seen on the spot: (when, node, what)."""
+    settings: Limits = attrs.Factory(Limits)
+
+    def life_of(self, node_id: NodeId, life: int) -> LifeFact:
+        return self.lives[node_id][life - 1]
+
+    def is_well_throughout(self, node_id: NodeId, since: Instant, to: Instant) -> bool:
+        """Tell whether one process of the node ran, and was not leaving, all that time."""
+        return any(
+            life.started <= since
+            and (life.ended is None or life.ended > to)
+            and (life.leaving_since is None or life.leaving_since > to)
+            for life in self.lives.get(node_id, ())
+        )
+
+    def is_alive(self, node_id: NodeId, at: Instant) -> bool:
+        return any(life.covers(at) for life in self.lives.get(node_id, ()))
+
+    def was_alive_since(self, node_id: NodeId, since: Instant, to: Instant) -> bool:
+        """Tell whether a process of the node ran at some time from `since` to `to`."""
+        return any(
+            life.started <= to and (life.ended is None or life.ended >= since)
+            for life in self.lives.get(node_id, ())
+        )
+
+
+def origin_of(key: Key) -> tuple[str, NodeId, int, int]:
+    """Take a key apart: kind, node, life, number."""
+    kind, node_id, life, number = key.split("/")
+    return kind, NodeId(node_id), int(life), int(number)
+
+
+def make_key(kind: str, node_id: NodeId, life: int, number: int) -> Key:
+    return f"{kind}/{node_id}/{life}/{number}"

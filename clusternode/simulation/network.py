@@ -1,0 +1,91 @@
+"""Links between hosts: how long bytes take, and whether they get through at all.
+
+Members talk over TCP, so a lost packet is extra delay and a partition is a stall: nothing is
+lost, doubled or overtaken inside one connection (semantics, section 11).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from clusternode.core.types import Instant, Seconds
+
+RETRANSMISSION_MIN: Seconds = 0.2
+"""Linux: TCP_RTO_MIN. The wait before the first retransmission on a fast link."""
+RETRANSMISSION_MAX: Seconds = 120.0
+"""Linux: TCP_RTO_MAX. The wait doubles up to this."""
+
+HostPair = tuple[str, str]
+
+
+@attrs.frozen
+class LinkQuality:
+    """How good the way from one host to another is."""
+
+    latency_min: Seconds = 0.0002
+    latency_max: Seconds = 0.002
+    loss: float = 0.0
+    """The share of packets that are lost and sent again."""
+    bandwidth: float | None = None
+    """Bytes per second of one connection; None for no limit."""
+
+
+class Network:
+    """All links. A link goes one way: (from, to)."""
+
+    def __init__(self, rng: random.Random, quality: LinkQuality) -> None:
+        self.quality = quality
+        self._rng = rng
+        self._special: dict[HostPair, LinkQuality] = {}
+        self._blocked: dict[HostPair, None] = {}  # a dict for its order
+
+    def quality_of(self, source: str, target: str) -> LinkQuality:
+        return self._special.get((source, target), self.quality) if self._special else self.quality
+
+    def set_quality(self, pairs: Iterable[HostPair], quality: LinkQuality) -> None:
+        for pair in pairs:
+            self._special[pair] = quality
+
+    def delay(self, source: str, target: str) -> Seconds:
+        """Draw how long one packet takes, resends included."""
+        quality = self.quality_of(source, target)
+        low, high = quality.latency_min, quality.latency_max
+        delay = low if low == high else low + (high - low) * self._rng.random()
+        wait = RETRANSMISSION_MIN
+        while quality.loss and self._rng.random() < quality.loss and wait < RETRANSMISSION_MAX:
+            delay += wait
+            wait *= 2
+        return delay
+
+    def is_blocked(self, source: str, target: str) -> bool:
+        return bool(self._blocked) and (source, target) in self._blocked
+
+    def block(self, sources: Sequence[str], targets: Sequence[str]) -> None:
+        """Let nothing through from `sources` to `targets`, one way."""
+        for source in sources:
+            for target in targets:
+                if source != target:
+                    self._blocked[source, target] = None
+
+    def heal(self, pairs: Iterable[HostPair] | None = None) -> list[HostPair]:
+        """Let everything through again, or only these pairs; return which were blocked."""
+        wanted = list(self._blocked) if pairs is None else list(pairs)
+        healed = [pair for pair in wanted if pair in self._blocked]
+        for pair in healed:
+            del self._blocked[pair]
+        return healed
+
+
+def next_retransmission(stalled_since: Instant, now: Instant) -> Instant:
+    """Tell when TCP tries again, at or after `now`, what it first sent at `stalled_since`.
+
+    RFC 6298 section 5.5: the wait doubles each time.
+    """
+    at, wait = stalled_since, RETRANSMISSION_MIN
+    while at < now:
+        at += wait
+        wait = min(2 * wait, RETRANSMISSION_MAX)
+    return at

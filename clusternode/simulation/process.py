@@ -1,0 +1,279 @@
+"""One process of a simulated host: a `Node` of the core, and everything that it asks for.
+
+Does for a node what the driver, the connections and the resolver of `runtime` do in an agent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from clusternode.core import effects
+from clusternode.core.effects import Effect
+from clusternode.core.events import NodeStateChanged
+from clusternode.core.inputs import Input, KnownMember, Persisted, Start, TimePassed
+from clusternode.core.node import Node
+from clusternode.core.settings import NodeSettings
+from clusternode.core.types import (
+    Address,
+    ConnectionId,
+    Instant,
+    NodeId,
+    Seconds,
+)
+from clusternode.core.wire.messages import Hello
+from clusternode.simulation.connections import End
+from clusternode.simulation.history import LifeFact, StatusFact
+from clusternode.simulation.routes import SimulatedRoutes
+
+if TYPE_CHECKING:
+    from clusternode.simulation.world import World
+
+DISK_DELAY: Seconds = 0.005
+"""From `Persist` to `Persisted`: one fsync of a solid-state disk."""
+WAKE_UPS_WITHOUT_PROGRESS_MAX = 100
+"""A node whose deadline stays in the past would hold the loop of an agent for ever."""
+PROTOCOL_VERSION = 1
+
+
+@attrs.define
+class Host:
+    """A machine: its address, its disk and at most one process."""
+
+    node_id: NodeId
+    address: Address
+    is_up: bool = True
+    was_down: bool = False
+    process: Process | None = None
+    lives: int = 0
+    incarnation: int = 0
+    """On its disk: the last incarnation."""
+    known: tuple[Instant, tuple[KnownMember, ...]] = (0.0, ())
+    """On its disk: when, and which members were known."""
+
+    @property
+    def ip(self) -> str:
+        return self.address.host
+
+
+class Process:
+    """A running node; performs every effect."""
+
+    def __init__(self, world: World, host: Host, settings: NodeSettings, fact: LifeFact) -> None:
+        self.world = world
+        self.host = host
+        self.settings = settings
+        self.fact = fact
+        self.node = Node(
+            settings, world.now, random.Random(f"{world.seed}/{host.node_id}/{fact.life}")
+        )
+        self.connection_ids = itertools.count(1)
+        self.ends: dict[ConnectionId, End] = {}
+        self.is_running = True
+        self.is_paused = False
+        self.backlog: deque[tuple[Any, ...]] = deque()  # (function, *arguments) while paused
+        self.routes = SimulatedRoutes(self)
+        self.clock = Clock(self)
+
+    @property
+    def node_id(self) -> NodeId:
+        return self.host.node_id
+
+    @property
+    def hello(self) -> Hello:
+        settings = self.settings
+        return Hello(
+            cluster=settings.cluster,
+            node_id=settings.node_id,
+            incarnation=settings.incarnation,
+            nonce=settings.nonce,
+            protocol_min=PROTOCOL_VERSION,
+            protocol_max=PROTOCOL_VERSION,
+            address=str(settings.address),
+            body_size_max=settings.messaging.body_size_max,
+            window_bytes=settings.messaging.window_bytes,
+            agent="simulated",
+        )
+
+    def start(self) -> None:
+        """Begin, with what the disk remembers."""
+        written_at, members = self.host.known
+        silent = self.world.now - written_at
+        self.feed(
+            Start([attrs.evolve(m, silent_for=m.silent_for + silent) for m in members])
+        )
+
+    def feed(self, input_: Input) -> None:
+        """Step the node and do what it asks for."""
+        if not self.is_running:
+            return
+        if self.is_paused:
+            self.backlog.append((self.feed, input_))
+            return
+        world = self.world
+        world.trace.input(world.now, self.host.node_id, input_)
+        world.counts.inputs += 1
+        world.counts.stepping = self.host.node_id
+        for effect in self.node.step(world.now, input_):
+            _PERFORM[type(effect)](self, effect)
+        if self.is_running:
+            self.clock.arm()
+
+    def later(self, delay: Seconds, act: Callable[..., None], *arguments: Any) -> None:
+        """Do something in this process after `delay`; not at all once it has ended."""
+        if delay > 0:
+            self.world.after(delay, self._now_or_later, act, arguments)
+        else:
+            self.world.soon(self._now_or_later, act, arguments)
+
+    def _now_or_later(self, act: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        if self.is_paused:
+            self.backlog.append((self._now_or_later, act, arguments))
+        elif self.is_running:
+            act(*arguments)
+
+    # One method per effect.
+
+    def _dial(self, effect: effects.Dial) -> None:
+        self.world.connections.dial(self, effect.address)
+
+    def _resolve(self, effect: effects.Resolve) -> None:
+        delay, answer = self.world.resolver.resolve(effect.name)
+        self.world.after(delay, self.feed, answer)
+
+    def _output_ready(self, effect: effects.OutputReady) -> None:
+        end = self.ends.get(effect.connection)
+        if end is not None:
+            self.world.connections.output_ready(end)
+
+    def _write(self, effect: effects.Write) -> None:
+        end = self.ends.get(effect.connection)
+        if end is not None:
+            self.world.connections.written(end, effect)
+
+    def _disconnect(self, effect: effects.Disconnect) -> None:
+        end = self.ends.get(effect.connection)
+        if end is not None:
+            self.world.connections.close(end, effect.close)
+
+    def _handle(self, effect: effects.Handle) -> None:
+        self.routes.take(effect)
+
+    def _settle(self, effect: effects.Settle) -> None:
+        self.world.traffic.settled(self, effect)
+
+    def _fanout(self, effect: effects.Fanout) -> None:
+        self.world.traffic.fanned_out(self, effect)
+
+    def _asked(self, effect: effects.Asked) -> None:
+        self.world.traffic.asked(self, effect)
+
+    def _replied(self, effect: effects.Replied) -> None:
+        self.world.traffic.replied(self, effect)
+
+    def _request_finished(self, effect: effects.RequestFinished) -> None:
+        self.world.traffic.request_finished(self, effect)
+
+    def _request_ended(self, effect: effects.RequestEnded) -> None:
+        self.world.traffic.request_ended(self, effect)
+
+    def _emit(self, effect: effects.Emit) -> None:
+        event = effect.event
+        world = self.world
+        world.trace.note(f"{world.now!r} {self.node_id} event {type(event).__name__}")
+        if isinstance(event, NodeStateChanged):
+            fact = StatusFact(
+                world.now,
+                self.node_id,
+                self.fact.life,
+                NodeId(event.node_id),
+                event.status,
+                event.previous,
+                event.reason,
+            )
+            world.history.statuses.append(fact)
+            world.trace.note(f"{fact.member} {fact.previous} {fact.status}")
+
+    def _persist(self, effect: effects.Persist) -> None:
+        self.world.after(DISK_DELAY, self._written, effect, self.world.now)
+
+    def _written(self, effect: effects.Persist, asked_at: Instant) -> None:
+        if self.is_running:
+            self.host.incarnation = max(self.host.incarnation, effect.incarnation)
+            self.host.known = (asked_at, tuple(effect.members))
+            self.feed(Persisted())
+
+    def _leave_finished(self, _: effects.LeaveFinished) -> None:
+        self.world.soon(self.world.end_process, self, "left")
+
+    def _withdraw(self, _: effects.Withdraw) -> None:
+        self.world.soon(self.world.end_process, self, "withdrew")
+
+
+class Clock:
+    """The one timer of a process, kept at the node's next deadline."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._armed_at: Instant | None = None
+        self._last_wake_up: Instant = 0.0
+        self._wake_ups = 0
+
+    def arm(self) -> None:
+        """See to it that the node is woken at its next deadline."""
+        deadline = self._process.node.next_deadline()
+        if deadline is None or (self._armed_at is not None and self._armed_at <= deadline):
+            return
+        at = max(deadline, self._process.world.now)
+        self._armed_at = at
+        self._process.world.at(at, self._fire, at)
+
+    def _fire(self, at: Instant) -> None:
+        process = self._process
+        if at != self._armed_at or not process.is_running:
+            return  # an earlier deadline has taken its place
+        self._armed_at = None
+        if process.is_paused:
+            process.backlog.append((self.arm,))
+            return
+        deadline = process.node.next_deadline()
+        if deadline is None or deadline > process.world.now:
+            self.arm()
+            return
+        self._count_wake_up(process.world.now)
+        process.feed(TimePassed())
+
+    def _count_wake_up(self, now: Instant) -> None:
+        self._wake_ups = self._wake_ups + 1 if now == self._last_wake_up else 0
+        self._last_wake_up = now
+        if self._wake_ups > WAKE_UPS_WITHOUT_PROGRESS_MAX:
+            self._process.world.core_failed(
+                self._process.node_id, "its next deadline stays in the past"
+            )
+
+
+# Any: each method takes one class of the union, which a mapping cannot say.
+_PERFORM: dict[type[Any], Callable[[Process, Any], None]] = {
+    effects.Dial: Process._dial,
+    effects.Resolve: Process._resolve,
+    effects.OutputReady: Process._output_ready,
+    effects.Write: Process._write,
+    effects.Disconnect: Process._disconnect,
+    effects.Handle: Process._handle,
+    effects.Settle: Process._settle,
+    effects.Fanout: Process._fanout,
+    effects.Asked: Process._asked,
+    effects.Replied: Process._replied,
+    effects.RequestFinished: Process._request_finished,
+    effects.RequestEnded: Process._request_ended,
+    effects.Emit: Process._emit,
+    effects.Persist: Process._persist,
+    effects.LeaveFinished: Process._leave_finished,
+    effects.Withdraw: Process._withdraw,
+}
+EFFECTS_PERFORMED: frozenset[type[Effect]] = frozenset(_PERFORM)

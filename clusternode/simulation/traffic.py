@@ -1,0 +1,158 @@
+"""Messages and requests that a world sends, and what their senders are told about them."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from clusternode.core import effects
+from clusternode.core.inputs import Answer, Ask, Publish
+from clusternode.core.types import (
+    ChannelName,
+    DeliveryId,
+    NodeId,
+    RequestId,
+    Seconds,
+    Tag,
+)
+from clusternode.simulation.history import (
+    DeliveryFact,
+    Key,
+    ReplyMade,
+    RequestFact,
+    make_key,
+)
+from clusternode.simulation.routes import key_in
+
+if TYPE_CHECKING:
+    from clusternode.simulation.process import Process
+    from clusternode.simulation.world import World
+
+_Mine = tuple[NodeId, int, int]  # node, life, number of the delivery or request
+
+
+class Traffic:
+    """The callers of all nodes."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._numbers: dict[tuple[NodeId, int], Iterator[int]] = defaultdict(
+            lambda: itertools.count(1)
+        )
+        self._deliveries: dict[_Mine, DeliveryFact] = {}
+        self._requests: dict[_Mine, RequestFact] = {}
+
+    def publish(
+        self,
+        process: Process,
+        channel: ChannelName,
+        destinations: Sequence[NodeId] | None = None,
+        body_size: int = 0,
+    ) -> None:
+        """Broadcast, or send to `destinations`."""
+        mine = self._next(process)
+        fact = self._expect_results("m", process, mine, channel)
+        body = fact.key.encode()
+        body += b" " * max(0, body_size - len(body))
+        process.feed(Publish(DeliveryId(mine[2]), channel, body, destinations=destinations))
+
+    def ask(
+        self,
+        process: Process,
+        channel: ChannelName,
+        timeout: Seconds,
+        destinations: Sequence[NodeId] | None = None,
+        *,
+        include_self: bool = False,
+    ) -> None:
+        """Ask everyone, or `destinations`."""
+        mine = self._next(process)
+        key = make_key("q", *mine)
+        fact = RequestFact(key, process.node_id, process.fact.life, self._world.now, timeout)
+        self._world.history.requests[key] = self._requests[mine] = fact
+        process.feed(
+            Ask(
+                RequestId(mine[2]),
+                channel,
+                key.encode(),
+                Tag(key),
+                timeout,
+                destinations=destinations,
+                include_self=include_self,
+            )
+        )
+
+    def answer(self, process: Process, asker: NodeId, request: Key, tag: Tag) -> None:
+        """Reply to a request."""
+        mine = self._next(process)
+        fact = self._expect_results("r", process, mine, ChannelName(""))
+        fact.is_reply = True
+        fact.fanouts.append([asker])
+        made = ReplyMade(request, process.node_id, process.fact.life)
+        self._world.history.replies_made[fact.key] = made
+        process.feed(Answer(DeliveryId(mine[2]), asker, tag, fact.key.encode()))
+
+    def _next(self, process: Process) -> _Mine:
+        life = (process.node_id, process.fact.life)
+        return (*life, next(self._numbers[life]))
+
+    def _expect_results(
+        self, kind: str, process: Process, mine: _Mine, channel: ChannelName
+    ) -> DeliveryFact:
+        key = make_key(kind, *mine)
+        fact = DeliveryFact(key, process.node_id, process.fact.life, channel, self._world.now)
+        self._world.history.deliveries[key] = self._deliveries[mine] = fact
+        return fact
+
+    # What the nodes say.
+
+    def fanned_out(self, process: Process, effect: effects.Fanout) -> None:
+        fact = self._delivery(process, effect.delivery)
+        if fact is not None and not fact.is_reply:  # the one destination of a reply is known
+            fact.fanouts.append(list(effect.destinations))
+
+    def settled(self, process: Process, effect: effects.Settle) -> None:
+        now = self._world.now
+        for delivery, node_id, code in effect.results:
+            fact = self._delivery(process, delivery)
+            if fact is not None:
+                fact.results.append((now, node_id, code))
+                self._world.trace.note(f"{now!r} {fact.key} {node_id} {int(code)}")
+
+    def asked(self, process: Process, effect: effects.Asked) -> None:
+        fact = self._request(process, effect.request)
+        if fact is not None:
+            fact.asked.append(list(effect.node_ids))
+
+    def replied(self, process: Process, effect: effects.Replied) -> None:
+        fact = self._request(process, effect.request)
+        if fact is not None:
+            fact.replies.append((self._world.now, effect.node_id, key_in(effect.body)))
+
+    def request_finished(self, process: Process, effect: effects.RequestFinished) -> None:
+        fact = self._request(process, effect.request)
+        if fact is not None:
+            now = self._world.now
+            fact.finished.append((now, effect.node_id, effect.outcome, effect.code))
+            self._world.trace.note(
+                f"{now!r} {fact.key} {effect.node_id} {effect.outcome.value} {int(effect.code)}"
+            )
+
+    def request_ended(self, process: Process, effect: effects.RequestEnded) -> None:
+        fact = self._request(process, effect.request)
+        if fact is not None:
+            fact.ended.append(self._world.now)
+
+    def _delivery(self, process: Process, delivery: DeliveryId) -> DeliveryFact | None:
+        fact = self._deliveries.get((process.node_id, process.fact.life, delivery))
+        if fact is None:
+            self._world.core_failed(process.node_id, f"a result for delivery {delivery}: unknown")
+        return fact
+
+    def _request(self, process: Process, request: RequestId) -> RequestFact | None:
+        fact = self._requests.get((process.node_id, process.fact.life, request))
+        if fact is None:
+            self._world.core_failed(process.node_id, f"something on request {request}: unknown")
+        return fact

@@ -1,0 +1,330 @@
+"""A world: hosts, links, a resolver and virtual time, driven from one seed.
+
+A run is a function of (plan, seed) and nothing else: one event queue, one generator for the
+world, one for each life of each node. Described in docs/simulation.md.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+
+import attrs
+
+from clusternode.core.inputs import Lagged, Leave, RemoveMember
+from clusternode.core.settings import (
+    DiscoverySettings,
+    HealthSettings,
+    MessagingSettings,
+    NodeSettings,
+)
+from clusternode.core.snapshots import NodeSnapshot
+from clusternode.core.types import Address, Incarnation, Instant, NodeId, Seconds
+from clusternode.errors import ClusternodeError
+from clusternode.simulation.connections import Connections
+from clusternode.simulation.history import Disturbance, History, LifeFact, Limits, OutboxSample
+from clusternode.simulation.network import LinkQuality, Network
+from clusternode.simulation.process import Host, Process
+from clusternode.simulation.event_queue import EventQueue
+from clusternode.simulation.resolver import ScriptedResolver
+from clusternode.simulation.routes import Behaviour
+from clusternode.simulation.trace import Trace
+from clusternode.simulation.traffic import Traffic
+
+TIME_ZERO: Instant = 10_000.0
+"""Where the clock starts: an `Instant` has no zero, and code that thinks so must fail here."""
+WALL_CLOCK_ZERO_MS = 1_700_000_000_000
+"""The wall clock at the start, for incarnations."""
+PORT = 5062
+CLUSTER = "simulated"
+
+
+class CoreFailed(ClusternodeError):
+    """A node did what no node may do, and the run cannot go on."""
+
+
+@attrs.frozen(kw_only=True)
+class WorldPlan:
+    """What a world is made of."""
+
+    node_ids: Sequence[NodeId]
+    notification: Sequence[Address] = ()
+    health: HealthSettings = attrs.field(factory=HealthSettings)
+    discovery: DiscoverySettings = attrs.field(factory=DiscoverySettings)
+    messaging: MessagingSettings = attrs.field(factory=MessagingSettings)
+    quality: LinkQuality = attrs.field(factory=LinkQuality)
+    behaviour: Behaviour = attrs.field(factory=Behaviour)
+    notification_of: Mapping[NodeId, Sequence[Address]] = attrs.field(factory=dict)
+    """Instead of `notification`, for some nodes."""
+
+
+@attrs.define
+class Counts:
+    """How much happened."""
+
+    messages: int = 0
+    """Frames that nodes gave to the network."""
+    inputs: int = 0
+    stepping: NodeId = NodeId("")
+    """The node that was stepped last."""
+
+
+def address_of(index: int) -> Address:
+    """Return the numeric address of the host with this index, from 10.0.0.1 on."""
+    number = index + 1
+    return Address("tcp", f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", PORT)
+
+
+class World(EventQueue):
+    """All hosts and what connects them."""
+
+    def __init__(self, plan: WorldPlan, seed: int, *, keep_trace: bool = False) -> None:
+        super().__init__(TIME_ZERO)
+        self.plan = plan
+        self.seed = seed
+        self.rng = random.Random(f"{seed}/world")
+        self.network = Network(random.Random(f"{seed}/network"), plan.quality)
+        self.resolver = ScriptedResolver()
+        self.connections = Connections(self)
+        self.traffic = Traffic(self)
+        self.trace = Trace(keep=keep_trace)
+        self.history = History(settings=limits_of(plan))
+        self.counts = Counts()
+        self.hosts = {
+            node_id: Host(node_id, address_of(index))
+            for index, node_id in enumerate(plan.node_ids)
+        }
+        self._machines = Machines(self)
+
+    def host_at(self, ip: str) -> Host | None:
+        return self._machines.by_ip.get(ip)
+
+    def behaviour_of(self, node_id: NodeId) -> Behaviour:
+        return self._machines.behaviours.get(node_id, self.plan.behaviour)
+
+    def set_behaviour(self, node_id: NodeId, behaviour: Behaviour) -> None:
+        self._machines.behaviours[node_id] = behaviour
+
+    def processes(self) -> list[Process]:
+        """All that run, paused ones included, in the order of the plan."""
+        return [host.process for host in self.hosts.values() if host.process is not None]
+
+    def core_failed(self, node_id: NodeId, what: str) -> None:
+        """Note that a node did what no node may do, and end the run.
+
+        Raises:
+            CoreFailed: Always.
+        """
+        self.history.faults_of_core.append((self.now, node_id, what))
+        raise CoreFailed(f"{node_id}: {what}")
+
+    # Processes and hosts.
+
+    def start(self, node_id: NodeId) -> None:
+        """Start the process of a node, and its host where that is off. Nothing if it runs."""
+        host = self.hosts[node_id]
+        if host.process is not None:
+            return
+        host.is_up = True
+        host.lives += 1
+        fact = LifeFact(node_id, host.lives, self.now)
+        self.history.lives.setdefault(node_id, []).append(fact)
+        settings = self._settings(host)
+        host.incarnation = settings.incarnation
+        host.process = Process(self, host, settings, fact)
+        self.trace.note(f"{self.now!r} start {node_id} {host.lives}")
+        host.process.start()
+        self.connections.release_passable()
+
+    def _settings(self, host: Host) -> NodeSettings:
+        plan = self.plan
+        wall_ms = WALL_CLOCK_ZERO_MS + int((self.now - TIME_ZERO) * 1000)
+        drawn = wall_ms << 20 | self.rng.getrandbits(20)
+        notification = plan.notification_of.get(host.node_id, plan.notification)
+        return NodeSettings(
+            node_id=host.node_id,
+            cluster=CLUSTER,
+            incarnation=Incarnation(max(drawn, host.incarnation + 1)),
+            address=host.address,
+            nonce=self.rng.randbytes(16),
+            channels=self.behaviour_of(host.node_id).channels,
+            health=plan.health,
+            discovery=attrs.evolve(
+                plan.discovery, notification_addresses=tuple(notification)
+            ),
+            messaging=plan.messaging,
+        )
+
+    def kill(self, node_id: NodeId) -> None:
+        """End a process at once; its host closes its connections."""
+        process = self._end(node_id, "killed")
+        if process is not None:
+            for end in list(process.ends.values()):
+                self.connections.kill(end)
+
+    def power_off(self, node_id: NodeId) -> None:
+        """End a process with its host: nobody is told anything."""
+        process = self._end(node_id, "powered off")
+        host = self.hosts[node_id]
+        host.is_up = False
+        host.was_down = True
+        if process is not None:
+            for end in list(process.ends.values()):
+                self.connections.vanish(end)
+
+    def stop(self, node_id: NodeId) -> None:
+        """Let a node leave the cluster cleanly."""
+        process = self.hosts[node_id].process
+        if process is not None and process.fact.leaving_since is None:
+            process.fact.leaving_since = self.now
+            process.feed(Leave())
+
+    def end_process(self, process: Process, how: str) -> None:
+        """End a process that has nothing more to do."""
+        if process.is_running:
+            self._end(process.node_id, how)
+            for end in list(process.ends.values()):
+                self.connections.close(end, None)
+
+    def _end(self, node_id: NodeId, how: str) -> Process | None:
+        host = self.hosts[node_id]
+        process = host.process
+        if process is not None:
+            process.is_running = False
+            process.is_paused = False
+            process.backlog.clear()
+            process.fact.ended = self.now
+            process.fact.how = how
+            host.process = None
+            self.trace.note(f"{self.now!r} {how} {node_id}")
+            self._machines.end_disturbance(f"pause {node_id}")
+        return process
+
+    def pause(self, node_id: NodeId) -> None:
+        """Stop a process without ending it (SIGSTOP); its host goes on."""
+        process = self.hosts[node_id].process
+        if process is not None and not process.is_paused:
+            process.is_paused = True
+            self._machines.paused_at[node_id] = self.now
+            self._machines.begin_disturbance(f"pause {node_id}", [node_id], [])
+
+    def resume(self, node_id: NodeId) -> None:
+        """Let a paused process go on: it notices that it lagged, then reads what came."""
+        process = self.hosts[node_id].process
+        if process is None or not process.is_paused:
+            return
+        process.is_paused = False
+        self._machines.end_disturbance(f"pause {node_id}")
+        process.feed(Lagged(self.now - self._machines.paused_at[node_id]))
+        backlog, process.backlog = process.backlog, type(process.backlog)()
+        for act, *arguments in backlog:
+            act(*arguments)
+        for end in list(process.ends.values()):
+            self.connections.write_again(end)
+
+    def remove(self, node_id: NodeId, places: Sequence[NodeId]) -> None:
+        """Take a node off the member list at some others (dmq.remove)."""
+        for place in places:
+            process = self.hosts[place].process
+            if process is not None and place != node_id:
+                self.history.removals.append((self.now, place, node_id))
+                process.feed(RemoveMember(node_id))
+
+    # Links.
+
+    def block(self, sources: Sequence[NodeId], targets: Sequence[NodeId]) -> None:
+        """Let nothing through from `sources` to `targets`, one way."""
+        self.network.block([self.hosts[n].ip for n in sources], [self.hosts[n].ip for n in targets])
+        name = f"block {','.join(sources)} {','.join(targets)}"
+        self._machines.begin_disturbance(name, sources, targets)
+
+    def heal(self, pairs: Iterable[tuple[NodeId, NodeId]] | None = None) -> None:
+        """Mend every link, or these pairs both ways."""
+        if pairs is None:
+            self.network.heal()
+        else:
+            ips = [(self.hosts[one].ip, self.hosts[two].ip) for one, two in pairs]
+            self.network.heal([*ips, *((two, one) for one, two in ips)])
+        self._machines.end_disturbances_of_mended_links()
+        self.connections.release_passable()
+
+    def reset(self, pairs: Iterable[tuple[NodeId, NodeId]]) -> None:
+        """Break every connection between these pairs; what is on the way is lost."""
+        for one, two in pairs:
+            process = self.hosts[one].process
+            for end in list(process.ends.values()) if process is not None else ():
+                if end.other.process.node_id == two:
+                    self.connections.reset(end)
+
+    # Looking at it.
+
+    def snapshots(self) -> dict[NodeId, NodeSnapshot]:
+        """What every running node shows of itself."""
+        return {p.node_id: p.node.snapshot(self.now) for p in self.processes()}
+
+    def sample_outboxes(self) -> None:
+        """Write down how full the outboxes are."""
+        limit = self.plan.messaging.outbox_bytes
+        for node_id, snapshot in self.snapshots().items():
+            self.history.outboxes += [
+                OutboxSample(self.now, node_id, member.node_id, member.outbox_bytes, limit)
+                for member in snapshot.members
+                if member.outbox_bytes
+            ]
+
+
+class Machines:
+    """What a world remembers of its hosts and faults beside the hosts themselves."""
+
+    def __init__(self, world: World) -> None:
+        self.by_ip = {host.ip: host for host in world.hosts.values()}
+        self.behaviours: dict[NodeId, Behaviour] = {}
+        self.paused_at: dict[NodeId, Instant] = {}
+        self._world = world
+        self._open: dict[str, Disturbance] = {}  # name → still going on
+
+    def begin_disturbance(
+        self, name: str, left: Sequence[NodeId], right: Sequence[NodeId]
+    ) -> None:
+        if name not in self._open:
+            disturbance = Disturbance(name, self._world.now, frozenset(left), frozenset(right))
+            self._open[name] = disturbance
+            self._world.history.disturbances.append(disturbance)
+            self._world.trace.note(f"{self._world.now!r} {name}")
+
+    def end_disturbance(self, name: str) -> None:
+        disturbance = self._open.pop(name, None)
+        if disturbance is not None:
+            disturbance.until = self._world.now
+
+    def end_disturbances_of_mended_links(self) -> None:
+        """End every block of which no link is blocked any more."""
+        hosts, network = self._world.hosts, self._world.network
+        for name, disturbance in list(self._open.items()):
+            if name.startswith("block ") and not any(
+                network.is_blocked(hosts[one].ip, hosts[two].ip)
+                for one in disturbance.left
+                for two in disturbance.right
+            ):
+                self.end_disturbance(name)
+
+
+GRACE_MARGIN: Seconds = 2.0
+"""For latency and jitter on top of the timers that a fault may set off."""
+
+
+def limits_of(plan: WorldPlan) -> Limits:
+    """Derive from the settings how long the nodes may take."""
+    health, discovery = plan.health, plan.discovery
+    grace = (
+        health.ping_interval
+        + 2 * health.ping_timeout
+        + discovery.handshake_timeout
+        + discovery.redial_max
+        + GRACE_MARGIN
+    )
+    messaging = plan.messaging
+    return Limits(
+        result=max(messaging.result_timeout, messaging.delivery_timeout) + GRACE_MARGIN,
+        grace=grace,
+    )

@@ -1,0 +1,117 @@
+"""Takes connections on one listening address and hands each to the cluster that it is for.
+
+Everything that a stranger can do here is bounded: how many connections there are, in total and
+from one address, how many have not said who they are, and for how long.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+import trio
+
+from clusternode.core.settings import NodeSettings
+from clusternode.core.types import Seconds
+from clusternode.core.wire.messages import Hello
+from clusternode.core.wire.session import Session
+from clusternode.runtime.connections import Connections
+from clusternode.runtime.handshake import HandshakeError, hello_of, shake_hands
+from clusternode.runtime.logs import RateLimitedLog
+from clusternode.runtime.transport import Listener, Wire
+
+logger = logging.getLogger(__name__)
+
+CONNECTIONS_MAX: Final = 4096
+"""Accepted connections at a time: four times a cluster of a thousand."""
+CONNECTIONS_PER_HOST_MAX: Final = 256
+"""Accepted connections from one IP address: a whole cluster behind one address, or on loopback."""
+HANDSHAKES_MAX: Final = 512
+"""Connections that have not said who they are yet."""
+
+
+class Acceptor:
+    """Owns a listener."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        clusters: Mapping[str, tuple[NodeSettings, Connections]],
+        *,
+        connections_max: int = CONNECTIONS_MAX,
+        connections_per_host_max: int = CONNECTIONS_PER_HOST_MAX,
+        handshakes_max: int = HANDSHAKES_MAX,
+    ) -> None:
+        self._listener = listener
+        self._clusters = clusters  # cluster name → who is its node
+        self._limits = (connections_max, connections_per_host_max, handshakes_max)
+        self._per_host: Counter[str] = Counter()
+        self._total = 0
+        self._handshakes = 0
+        self._timeout: Seconds = max(
+            settings.discovery.handshake_timeout for settings, _ in clusters.values()
+        )
+        self._log = RateLimitedLog(logger)
+        self.refused = 0
+        self.handshakes_failed = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Accept until cancelled; a connection lives in a task of this."""
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    wire = await self._listener.accept()
+                    problem = self._full(wire.remote_host)
+                    if problem is None:
+                        nursery.start_soon(self._greet, wire)
+                        continue
+                    self.refused += 1
+                    self._log.warning(
+                        problem, "connection from %s refused: %s", wire.remote, problem
+                    )
+                    await trio.aclose_forcefully(wire.stream)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._listener.aclose()
+
+    def _full(self, host: str) -> str | None:
+        """Take a place for a connection from a host, or say which bound is reached."""
+        connections_max, per_host_max, handshakes_max = self._limits
+        if self._total >= connections_max:
+            return f"{connections_max} connections are open"
+        if self._per_host[host] >= per_host_max:
+            return f"{per_host_max} connections from {host} are open"
+        if self._handshakes >= handshakes_max:
+            return f"{handshakes_max} connections have not said who they are"
+        self._total += 1
+        self._per_host[host] += 1
+        self._handshakes += 1
+        return None
+
+    async def _greet(self, wire: Wire) -> None:
+        session = Session.listen(self._hello_for)
+        try:
+            try:
+                early = await shake_hands(wire.stream, session, self._timeout)
+            except HandshakeError as error:
+                self.handshakes_failed += 1
+                host = wire.remote_host
+                self._log.warning(host, "handshake with %s failed: %s", wire.remote, error)
+                return
+            finally:
+                self._handshakes -= 1
+            assert session.peer is not None
+            _, connections = self._clusters[session.peer.cluster]
+            await connections.serve(wire, session, early)
+        finally:
+            self._total -= 1
+            self._per_host[wire.remote_host] -= 1
+            if not self._per_host[wire.remote_host]:
+                del self._per_host[wire.remote_host]
+
+    def _hello_for(self, cluster: str) -> Hello | None:
+        found = self._clusters.get(cluster)
+        return hello_of(found[0]) if found is not None else None

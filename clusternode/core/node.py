@@ -1,14 +1,77 @@
-"""One node of one cluster: `step(now, input) -> effects`. Composition only."""
+"""One node of one cluster: `step(now, input) -> effects`. Composition only.
+
+Membership and messaging do not know each other; here each gets its part of an input. How a
+message travels through these parts is told in docs/architecture.md.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
-from clusternode.core.effects import Effect
-from clusternode.core.inputs import Input
+from clusternode.core.context import Context
+from clusternode.core.effects import Effect, LeaveFinished, Write
+from clusternode.core.events import LoopLagged, StateNotWritten
+from clusternode.core.inputs import (
+    AddMember,
+    Answer,
+    Ask,
+    CancelRequest,
+    ChangeStatus,
+    ChannelsChanged,
+    Connected,
+    DialFailed,
+    Disconnected,
+    FramesReceived,
+    Handled,
+    Input,
+    Lagged,
+    Leave,
+    Persisted,
+    PersistFailed,
+    Publish,
+    RecordSettingsChanged,
+    RemoveMember,
+    Resolved,
+    Start,
+    TimePassed,
+    WriteReady,
+)
+from clusternode.core.membership.health import Health
+from clusternode.core.membership.links import Link, Links, Phase
+from clusternode.core.membership.membership import Membership
+from clusternode.core.messaging.messaging import Messaging
 from clusternode.core.settings import NodeSettings
-from clusternode.core.snapshots import NodeSnapshot
-from clusternode.core.types import Instant
+from clusternode.core.snapshots import MemberSnapshot, NodeSnapshot
+from clusternode.core.timers import TimerKey
+from clusternode.core.types import Instant, NodeId, Seconds
+from clusternode.core.wire.messages import (
+    POSITIONED_TYPE_MIN,
+    Ack,
+    Close,
+    CloseReason,
+    Hello,
+    List,
+    Message,
+    Ping,
+    Pong,
+    Record,
+    Records,
+    Reply,
+    Request,
+    Results,
+    Resume,
+    Unknown,
+    Want,
+    WireMessage,
+)
+from clusternode.core.wire.session import PROTOCOL_MAX, PROTOCOL_MIN
+
+LEAVE_TIMEOUT: Seconds = 0.5
+"""How long a leaving node waits for the others to know it; a stop ends within a second."""
+
+_POSITIONED = frozenset({Message, Request, Reply, Results})
 
 
 class Node:
@@ -16,14 +79,375 @@ class Node:
 
     def __init__(self, settings: NodeSettings, now: Instant, rng: random.Random) -> None:
         self.settings = settings
+        self._context = Context(settings, rng)
+        self._links = Links(self._context)
+        self._messaging = Messaging(self._context, self._wake, settings.incarnation)
+        record = Record(
+            settings.node_id,
+            settings.incarnation,
+            1,
+            str(settings.address),
+            tuple(sorted(settings.tags.items())),
+            tuple(sorted(settings.channels)),
+            priority=settings.priority,
+        )
+        self._membership = Membership(self._context, self._links, self._messaging, record, now)
+        self._leaving: dict[NodeId, None] | None = None
+        self._inputs = self._input_handlers()
+        self._messages = self._message_handlers()
+        self._timers = self._timer_handlers()
 
     def step(self, now: Instant, input_: Input) -> list[Effect]:
         """Take one input and return what the surroundings should do, in order."""
-        return []
+        self._inputs[type(input_)](input_, now)
+        self._messaging.flush()
+        if self._leaving is not None:
+            self._finish_leaving()
+        effects = self._context.effects
+        self._context.effects = []
+        return effects
 
     def next_deadline(self) -> Instant | None:
         """Tell when the next `TimePassed` is due; None when nothing waits for time."""
-        return None
+        return self._context.timers.next_deadline()
+
+    def hello(self, agent: str = "") -> Hello:
+        """Return what this node says first on every connection it has from now on."""
+        settings = self.settings
+        return Hello(
+            cluster=settings.cluster,
+            node_id=settings.node_id,
+            incarnation=self._membership.members.own.incarnation,
+            nonce=settings.nonce,
+            protocol_min=PROTOCOL_MIN,
+            protocol_max=PROTOCOL_MAX,
+            address=str(settings.address),
+            body_size_max=settings.messaging.body_size_max,
+            window_bytes=settings.messaging.window_bytes,
+            agent=agent,
+        )
+
+    # --- inputs ---------------------------------------------------------------------------------
+
+    def _input_handlers(self) -> dict[type[Input], Callable[[Any, Instant], None]]:
+        membership, messaging = self._membership, self._messaging
+        return {
+            FramesReceived: self._frames_received,
+            WriteReady: self._write_ready,
+            Publish: self._publish,
+            Handled: lambda handled, now: messaging.handled(handled),
+            TimePassed: self._time_passed,
+            Ask: self._ask,
+            Answer: self._answer,
+            CancelRequest: lambda cancel, now: messaging.cancel(cancel),
+            Start: lambda start, now: membership.start(tuple(start.known_members), now),
+            Connected: lambda connected, now: membership.connected(connected, now),
+            DialFailed: lambda failed, now: membership.dial_failed(failed, now),
+            Disconnected: self._disconnected,
+            Resolved: lambda one, now: membership.discovery.resolved(
+                one.name, one.addresses, one.error, now
+            ),
+            ChannelsChanged: self._channels_changed,
+            RecordSettingsChanged: self._record_settings_changed,
+            AddMember: self._add_member,
+            RemoveMember: lambda remove, now: membership.remove(remove.node_id, now),
+            ChangeStatus: lambda one, now: membership.change_status(one.node_id, one.status, now),
+            Lagged: self._lagged,
+            Leave: self._leave,
+            Persisted: lambda persisted, now: None,
+            PersistFailed: self._persist_failed,
+        }
+
+    def _publish(self, publish: Publish, now: Instant) -> None:
+        self._messaging.publish(publish, self._destinations(publish), now)
+
+    def _destinations(self, call: Publish | Ask) -> list[tuple[NodeId, bool]]:
+        """Return (node id, is it active) of everyone a message is for."""
+        active = Health.ACTIVE
+        rows = self._membership.members.rows
+        if call.destinations is not None:
+            return [
+                (node_id, node_id in rows and rows[node_id].health is active)
+                for node_id in dict.fromkeys(call.destinations)
+            ]
+        everyone = [
+            (node_id, row.health is active)
+            for node_id, row in rows.items()
+            if row.health is active or row.health not in (Health.LEFT, Health.REMOVED)
+        ]
+        if isinstance(call, Publish):
+            if call.excluded:
+                return [one for one in everyone if one[0] not in call.excluded]
+        elif call.include_self:
+            everyone.append((self.settings.node_id, False))
+        return everyone
+
+    def _ask(self, ask: Ask, now: Instant) -> None:
+        self._messaging.ask(ask, self._destinations(ask), now)
+
+    def _answer(self, answer: Answer, now: Instant) -> None:
+        is_active = self._membership.members.is_active(answer.node_id)
+        self._messaging.answer(answer, is_active=is_active, now=now)
+
+    def _channels_changed(self, changed: ChannelsChanged, now: Instant) -> None:
+        members = self._membership.members
+        if tuple(sorted(changed.channels)) != members.own.channels:
+            self._membership.publish_own(members.change_own(channels=changed.channels))
+
+    def _record_settings_changed(self, changed: RecordSettingsChanged, now: Instant) -> None:
+        members = self._membership.members
+        if (changed.tags, changed.priority) != (members.own.tags, members.own.priority):
+            record = members.change_own(tags=changed.tags, priority=changed.priority)
+            self._membership.publish_own(record)
+
+    def _add_member(self, add: AddMember, now: Instant) -> None:
+        self._membership.discovery.learn(add.address, None, now)
+        self._membership.discovery.dial_soon(add.address, now)
+
+    def _lagged(self, lagged: Lagged, now: Instant) -> None:
+        self._membership.keepalive.lagged(now)
+        self._context.count("lags")
+        self._context.emit(LoopLagged(self.settings.cluster, lagged.seconds))
+
+    def _persist_failed(self, failed: PersistFailed, now: Instant) -> None:
+        self._context.count("state_writes_failed")
+        self._context.emit(StateNotWritten(self.settings.cluster, failed.detail))
+
+    # --- connections ----------------------------------------------------------------------------
+
+    def _disconnected(self, disconnected: Disconnected, now: Instant) -> None:
+        link = self._links.get(disconnected.connection)
+        if link is None:
+            return
+        if self._leaving is not None:
+            self._leaving.pop(link.node_id, None)
+        self._membership.disconnected(
+            link, disconnected.detail, now, misbehaved=disconnected.misbehaved
+        )
+
+    def _wake(self, node_id: NodeId) -> None:
+        link = self._links.open_to(node_id)
+        if link is not None and not link.is_announced and not link.is_writing:
+            if link.control or self._messaging.has_output(node_id):
+                self._links.announce(link)
+
+    def _write_ready(self, ready: WriteReady, now: Instant) -> None:
+        link = self._links.get(ready.connection)
+        if link is None:
+            self._context.effects.append(Write(ready.connection, [], more=False))
+            return
+        frames = list(link.control)
+        link.control.clear()
+        if link.phase is Phase.OPEN:
+            frames += self._messaging.take(link.node_id, ready.bytes_max)
+        link.is_announced = False
+        link.is_writing = bool(frames)
+        link.progress_at = now
+        self._context.effects.append(Write(ready.connection, frames, more=bool(frames)))
+
+    # --- frames ---------------------------------------------------------------------------------
+
+    def _frames_received(self, received: FramesReceived, now: Instant) -> None:
+        link = self._links.get(received.connection)
+        if link is None:
+            return
+        positioned: list[WireMessage] = []
+        for message in received.messages:
+            kind = type(message)
+            if kind in _POSITIONED or (
+                kind is Unknown and message.type >= POSITIONED_TYPE_MIN  # type: ignore[union-attr]
+            ):
+                positioned.append(message)
+                continue
+            if kind is Close and positioned:
+                self._positioned(link, positioned, now)
+                positioned = []
+            self._messages[kind](link, message, now)
+            if self._links.get(received.connection) is None:
+                return
+        if positioned:
+            self._positioned(link, positioned, now)
+        self._membership.keepalive.heard(link.node_id)
+
+    def _positioned(self, link: Link, messages: list[WireMessage], now: Instant) -> None:
+        if link.phase is not Phase.OPEN:
+            self._membership.misbehaved(link, "a message before Resume", now)
+            return
+        stream = self._messaging.deliveries.streams[link.node_id]
+        error = self._messaging.receive_untrusted(stream, messages, now)
+        if error is not None:
+            self._membership.misbehaved(link, error, now)
+            return
+        self._messaging.owe_ack(stream, now)
+        if stream.has_output:
+            self._wake(link.node_id)
+
+    def _message_handlers(self) -> dict[type[WireMessage], Callable[[Link, Any, Instant], None]]:
+        membership = self._membership
+        return {
+            Ack: self._ack,
+            Ping: self._when_open(membership.ping_untrusted),
+            Pong: self._when_open(self._pong),
+            Resume: membership.resume_untrusted,
+            Records: self._when_open(membership.records_untrusted),
+            List: self._when_open(membership.list_untrusted),
+            Want: self._when_open(membership.want_untrusted),
+            Close: membership.closed_by_peer_untrusted,
+            Hello: lambda link, hello, now: membership.misbehaved(link, "a second HELLO", now),
+            Unknown: lambda link, unknown, now: self._context.count("unknown_types"),
+        }
+
+    def _when_open(
+        self, handler: Callable[[Link, Any, Instant], None]
+    ) -> Callable[[Link, Any, Instant], None]:
+        def handle(link: Link, message: WireMessage, now: Instant) -> None:
+            if link.phase is Phase.OPEN:
+                handler(link, message, now)
+            else:
+                name = type(message).__name__
+                self._membership.misbehaved(link, f"{name} before Resume", now)
+
+        return handle
+
+    def _ack(self, link: Link, ack: Ack, now: Instant) -> None:
+        stream = self._messaging.deliveries.streams.get(link.node_id)
+        if link.phase is not Phase.OPEN or stream is None:
+            self._membership.misbehaved(link, "Ack before Resume", now)
+        elif not self._messaging.deliveries.acknowledged_untrusted(stream, ack.position, now):
+            self._membership.misbehaved(link, f"Ack of {ack.position}, never sent", now)
+        else:
+            self._membership.keepalive.acknowledged(link.node_id, ack.position, now)
+
+    def _pong(self, link: Link, pong: Pong, now: Instant) -> None:
+        if self._membership.keepalive.answered(link.node_id, pong.number, now):
+            if self._leaving is not None:
+                self._leaving.pop(link.node_id, None)
+            self._membership.pong_arrived(link.node_id, now)
+        self._membership.digest_untrusted(link, pong.digest, now)
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def _time_passed(self, _passed: TimePassed, now: Instant) -> None:
+        for key in self._context.timers.pop_due(now):
+            self._timers[str(key[0])](key, now)
+
+    def _timer_handlers(self) -> dict[str, Callable[[Any, Instant], None]]:
+        membership, messaging = self._membership, self._messaging
+        return {
+            "ping": lambda key, now: membership.ping_due(key[1], now),
+            "pong": lambda key, now: membership.ping_timed_out(key[1], now),
+            "dial": lambda key, now: membership.discovery.due(key[1], now),
+            "refresh": lambda key, now: membership.discovery.refresh(key[1], now),
+            "link": self._link_timed_out,
+            "ack": lambda key, now: self._ack_due(key[1]),
+            "expire": lambda key, now: messaging.deliveries.expire(key[1], now),
+            "wait": lambda key, now: messaging.deliveries.admit_waiting(key[1], now),
+            "request": lambda key, now: messaging.request_timed_out(key[1]),
+            "forget": lambda key, now: membership.forget_due(now),
+            "persist": lambda key, now: membership.persist_due(now),
+            "leave": lambda key, now: self._leave_timed_out(),
+        }
+
+    def _link_timed_out(self, key: TimerKey, now: Instant) -> None:
+        link = self._links.get(key[1])
+        if link is not None:
+            self._membership.handshake_timed_out(link, now)
+
+    def _ack_due(self, node_id: NodeId) -> None:
+        link = self._links.open_to(node_id)
+        if link is not None:
+            self._links.announce(link)
+
+    # --- leaving --------------------------------------------------------------------------------
+
+    def _leave(self, _leave: Leave, now: Instant) -> None:
+        """Publish the last version of our record and ask everyone whether it has arrived."""
+        if self._leaving is not None:
+            return
+        self._messaging.is_leaving = True
+        self._leaving = {}
+        membership = self._membership
+        membership.publish_own(membership.members.change_own(left=True))
+        for link in self._links:
+            membership.keepalive.unwatch(link.node_id)
+            membership.keepalive.ping(link.node_id, 0, now)
+            self._leaving[link.node_id] = None
+        self._context.timers.set(("leave",), now + LEAVE_TIMEOUT)
+
+    def _leave_timed_out(self) -> None:
+        if self._leaving is not None:
+            self._leaving.clear()
+
+    def _finish_leaving(self) -> None:
+        is_late = self._context.timers.deadline_of(("leave",)) is None
+        if self._leaving or not (is_late or self._messaging.is_drained()):
+            return
+        self._leaving = None
+        self._context.timers.cancel(("leave",))
+        for link in list(self._links):
+            self._links.close(link, CloseReason.BYE, "leaving")
+        self._context.effects.append(LeaveFinished())
+
+    # --- for people -----------------------------------------------------------------------------
 
     def snapshot(self, now: Instant) -> NodeSnapshot:
-        raise NotImplementedError
+        """Return the member list, the notification addresses and the counters as they are now."""
+        membership = self._membership
+        own = membership.members.own
+        rows = [self._own_snapshot(own)]
+        for node_id in sorted(membership.members.rows):
+            if membership.members.rows[node_id].is_member:
+                rows.append(self._member_snapshot(node_id, now))
+        return NodeSnapshot(
+            node_id=own.node_id,
+            cluster=self.settings.cluster,
+            incarnation=own.incarnation,
+            digest=membership.members.digest,
+            members=tuple(rows),
+            addresses=membership.discovery.snapshot(now),
+            counters=dict(sorted(self._context.counters.items())),
+        )
+
+    def _own_snapshot(self, own: Record) -> MemberSnapshot:
+        return MemberSnapshot(
+            node_id=own.node_id,
+            address=own.address,
+            status=(Health.LEFT if own.left else Health.ACTIVE).value,
+            fail_count=0,
+            incarnation=own.incarnation,
+            version=own.version,
+            last_seen_s=0.0,
+            tags=dict(own.tags),
+            channels=own.channels,
+            local=True,
+            priority=own.priority,
+            link="self",
+            round_trip_s=None,
+            notification=False,
+            remote="",
+            outbox_bytes=0,
+        )
+
+    def _member_snapshot(self, node_id: NodeId, now: Instant) -> MemberSnapshot:
+        row = self._membership.members.rows[node_id]
+        record = row.record
+        link = self._links.open_to(node_id)
+        stream = self._messaging.deliveries.streams.get(node_id)
+        return MemberSnapshot(
+            node_id=node_id,
+            address=record.address,
+            status=row.health.value,
+            fail_count=row.fail_count,
+            incarnation=record.incarnation,
+            version=record.version,
+            last_seen_s=None if row.heard_at is None else now - row.heard_at,
+            tags=dict(record.tags),
+            channels=record.channels,
+            local=False,
+            priority=record.priority,
+            link="none" if link is None else "direct",
+            round_trip_s=self._membership.keepalive.round_trips.get(node_id),
+            notification=self._membership.is_notification(row),
+            remote="" if link is None else link.remote,
+            outbox_bytes=0 if stream is None else stream.held_bytes,
+        )

@@ -201,13 +201,7 @@ def array_of(element: Reader[T], length_max: int) -> Reader[list[T]]:
     def read(value: object) -> list[T]:
         if type(value) is not tuple or len(value) > length_max:
             raise Refused(_shape(value), f"an array of at most {length_max}")
-        elements = []
-        for index, found in enumerate(value):
-            try:
-                elements.append(element(found))
-            except Refused as refused:
-                raise refused.within(f"[{index}]") from None
-        return elements
+        return [_read_at(index, element, value) for index in range(len(value))]
 
     return read
 
@@ -229,10 +223,15 @@ def sorted_tags(value: object) -> tuple[tuple[str, str], ...]:
 def _read_pair(value: object) -> tuple[str, str]:
     if type(value) is not tuple or len(value) != 2:
         raise Refused(_shape(value), "an array of key and value")
+    return _read_at(0, name, value), _read_at(1, _read_tag_value, value)
+
+
+def _read_at(index: int, reader: Reader[T], values: tuple[object, ...]) -> T:
+    """Read one element, with its index in the path of a refusal."""
     try:
-        return name(value[0]), _read_tag_value(value[1])
+        return reader(values[index])
     except Refused as refused:
-        raise refused.within(f"[{refused.found is not value[0]:d}]") from None
+        raise refused.within(f"[{index}]") from None
 
 
 _read_tag_value = text(limits.TAG_VALUE_LENGTH_MAX)

@@ -1,0 +1,169 @@
+"""Ping rounds: who is asked when, which answers count, and what a failure does to the health.
+
+Specified in docs/node-health.md. At most one ping is open per member. A refused dial fails the
+open ping at once; a mere connection reset changes nothing.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from clusternode.core.context import Context
+from clusternode.core.membership.health import (
+    Health,
+    apply_ping_answered,
+    apply_ping_failed,
+)
+from clusternode.core.membership.links import Link, Links
+from clusternode.core.membership.members import Members, Row
+from clusternode.core.types import Instant, NodeId, Seconds
+from clusternode.core.wire.messages import Ping
+
+
+@attrs.define(eq=False)
+class OpenPing:
+    """A ping that has not been answered yet."""
+
+    number: int
+    opened_at: Instant
+    deadline: Instant
+    position_mark: int
+    """What was given a position after this one proves, acknowledged, that we were heard."""
+    is_extended: bool = False
+    """Whether other traffic of the peer has moved the deadline; it may do so once."""
+
+
+class Keepalive:
+    """The failure detector: full mesh of pings. Reads and changes the rows of `Members`."""
+
+    def __init__(self, context: Context, members: Members, links: Links) -> None:
+        self._context = context
+        self._members = members
+        self._links = links
+        self._open: dict[NodeId, OpenPing] = {}
+        self._next_number = 1
+        self.round_trips: dict[NodeId, Seconds] = {}
+
+    def is_open(self, node_id: NodeId) -> bool:
+        return node_id in self._open
+
+    def watch(self, node_id: NodeId, now: Instant) -> None:
+        """Ping a member from now on, for the first time within one interval."""
+        key = ("ping", node_id)
+        if self._context.timers.deadline_of(key) is None:
+            interval = self._context.settings.health.ping_interval
+            self._context.timers.set(key, now + interval * self._context.rng.random())
+
+    def unwatch(self, node_id: NodeId) -> None:
+        self._context.timers.cancel(("ping", node_id))
+        self._forget(node_id)
+        self.round_trips.pop(node_id, None)
+
+    def tick(self, node_id: NodeId, position_mark: int, now: Instant) -> bool:
+        """Begin the next round for a member; tells whether it must be dialled for that."""
+        settings = self._context.settings.health
+        interval = self._context.jittered(settings.ping_interval)
+        self._context.timers.set(("ping", node_id), now + interval)
+        if node_id in self._open:
+            return False
+        return self.ping(node_id, position_mark, now)
+
+    def ping(self, node_id: NodeId, position_mark: int, now: Instant) -> bool:
+        """Open a ping unless one is; tells whether the member must be dialled for it."""
+        if node_id not in self._open:
+            timeout = self._context.settings.health.ping_timeout
+            ping = OpenPing(self._next_number, now, now + timeout, position_mark)
+            self._next_number += 1
+            self._open[node_id] = ping
+            self._context.timers.set(("pong", node_id), ping.deadline)
+            self._context.count("pings_opened")
+        link = self._links.open_to(node_id)
+        if link is None:
+            return True
+        ping = self._open[node_id]
+        ping.opened_at = now
+        self._links.send(link, Ping(ping.number, self._members.digest))
+        return False
+
+    # --- answers --------------------------------------------------------------------------------
+
+    def answered(self, node_id: NodeId, number: int, now: Instant) -> bool:
+        """Take a pong; tells whether it was the answer to the open ping."""
+        ping = self._open.get(node_id)
+        if ping is None or ping.number != number:
+            self._context.count("pongs_unexpected")
+            return False
+        self.round_trips[node_id] = now - ping.opened_at
+        self._proved(node_id, now)
+        return True
+
+    def acknowledged(self, node_id: NodeId, position: int, now: Instant) -> None:
+        """Take an acknowledgement: proof of life if it is for something sent after the ping."""
+        ping = self._open.get(node_id)
+        if ping is not None and position > ping.position_mark:
+            row = self._members.rows.get(node_id)
+            if row is not None and row.health is Health.ACTIVE:
+                self._proved(node_id, now)
+
+    def heard(self, node_id: NodeId) -> None:
+        """Take any other traffic: it extends the open ping once, and never activates."""
+        ping = self._open.get(node_id)
+        if ping is not None and not ping.is_extended:
+            ping.is_extended = True
+            self._move(node_id, ping, ping.deadline + self._context.settings.health.ping_timeout)
+
+    def lagged(self, now: Instant) -> None:
+        """Give every open ping its full time again: it was we who stood still."""
+        for node_id, ping in self._open.items():
+            self._move(node_id, ping, now + self._context.settings.health.ping_timeout)
+
+    def _proved(self, node_id: NodeId, now: Instant) -> None:
+        self._forget(node_id)
+        row = self._members.rows.get(node_id)
+        if row is None:
+            return
+        row.heard_at = row.silent_since = now
+        row.fail_count = 0
+        health = apply_ping_answered(row.health)
+        if health is not row.health:
+            self._members.set_health(row, health, "it answers", now)
+
+    # --- failures -------------------------------------------------------------------------------
+
+    def timed_out(self, node_id: NodeId, now: Instant) -> bool:
+        """Take the deadline of the open ping; tells whether the ping failed."""
+        ping = self._open.get(node_id)
+        if ping is None:
+            return False
+        link = self._links.open_to(node_id)
+        if link is not None and self._is_draining(link, ping):
+            self._move(node_id, ping, now + self._context.settings.health.ping_timeout)
+            ping.opened_at = now
+            return False
+        return True
+
+    @staticmethod
+    def _is_draining(link: Link, ping: OpenPing) -> bool:
+        """Tell whether our bytes to the peer have moved since the ping but are not all gone."""
+        return (link.is_writing or link.is_announced) and link.progress_at > ping.opened_at
+
+    def failed(self, node_id: NodeId, row: Row, *, is_protected: bool, now: Instant) -> Health:
+        """Count a failed ping and return the status after it."""
+        self._forget(node_id)
+        self._context.count("pings_failed")
+        health, row.fail_count = apply_ping_failed(
+            row.health,
+            row.fail_count,
+            self._context.settings.health,
+            is_protected=is_protected,
+        )
+        self._members.set_health(row, health, "it does not answer", now)
+        return health
+
+    def _forget(self, node_id: NodeId) -> None:
+        if self._open.pop(node_id, None) is not None:
+            self._context.timers.cancel(("pong", node_id))
+
+    def _move(self, node_id: NodeId, ping: OpenPing, deadline: Instant) -> None:
+        ping.deadline = deadline
+        self._context.timers.set(("pong", node_id), deadline)

@@ -322,12 +322,10 @@ def _decode_ack_untrusted(payload: bytes | memoryview) -> WireMessage:
 def _read_and_remember(type_: int, fields: object) -> WireMessage:
     """Check the fields in full; the names that passed need not be checked again."""
     message = schema.read_message(type_, fields)
-    match message:
-        case Message() | Request():
-            _remember(_known_channels, message.channel)
-            _remember(_known_content_types, message.content_type)
-        case Reply():
-            _remember(_known_content_types, message.content_type)
+    if isinstance(message, Message | Request):
+        _remember(_known_channels, message.channel)
+    assert isinstance(message, Message | Request | Reply)
+    _remember(_known_content_types, message.content_type)
     return message
 
 

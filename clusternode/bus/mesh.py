@@ -429,9 +429,7 @@ class MeshBus:
         results: Sequence[tuple[int, ResultCode]],
     ) -> None:
         if results:
-            self.driver.feed(
-                Handled([(origin, incarnation, position, code) for position, code in results])
-            )
+            self.driver.feed(Handled(origin, incarnation, results))
 
     def asked(self, effect: effects.Asked) -> None:
         replies = self._requests.get(effect.request)
@@ -459,9 +457,7 @@ class MeshBus:
             self._receiver.observed(self, event)
 
 
-def _call_back(
-    on_result: Callable[[NodeId, ResultCode], None], node: NodeId, code: ResultCode
-) -> None:
+def _call_back(on_result: ResultCallback, node_id: NodeId, code: ResultCode) -> None:
     """Call what the user gave; what it raises must reach neither the node nor other messages."""
     try:
         on_result(node_id, code)

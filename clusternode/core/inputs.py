@@ -175,9 +175,12 @@ class Answer:
 
 @attrs.define
 class Handled:
-    """Handlers have ended: (origin, origin's incarnation, position, code) of each message."""
+    """Handlers have ended: (position, code) of each message of one `Handle`, in any grouping."""
 
-    results: list[tuple[NodeId, Incarnation, int, ResultCode]]
+    origin: NodeId
+    incarnation: Incarnation
+    """Both as in the `Handle`."""
+    results: Sequence[tuple[int, ResultCode]]
 
 
 @attrs.frozen

@@ -82,9 +82,10 @@ class SimulatedRoutes:
             if code is None:
                 self._accept(effect, position, message)
             else:
-                refused.append((effect.origin, effect.incarnation, position, code))
+                refused.append((position, code))
         if refused:
-            self._process.later(0.0, self._process.feed, Handled(refused))
+            handled = Handled(effect.origin, effect.incarnation, refused)
+            self._process.later(0.0, self._process.feed, handled)
 
     def _refusal(self, behaviour: Behaviour, message: Message | Request) -> ResultCode | None:
         if message.channel not in behaviour.channels:
@@ -146,8 +147,8 @@ class SimulatedRoutes:
         code = ResultCode.FAILED if has_failed else ResultCode.OK
         work.fact.ended = self._process.world.now
         work.fact.code = code
-        result = (work.origin, work.incarnation, work.position, code)
-        self._process.feed(Handled([result]))
+        handled = Handled(work.origin, work.incarnation, [(work.position, code)])
+        self._process.feed(handled)
 
 
 def key_in(body: bytes) -> str:

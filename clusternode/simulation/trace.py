@@ -79,7 +79,7 @@ _SALIENT: dict[type[Any], Callable[[Any], str]] = {
     inputs.Ask: lambda i: f"{i.request} {i.channel}",
     inputs.CancelRequest: lambda i: str(i.request),
     inputs.Answer: lambda i: f"{i.delivery} {i.node_id}",
-    inputs.Handled: lambda i: ",".join(f"{r[0]}.{r[2]}.{int(r[3])}" for r in i.results),
+    inputs.Handled: lambda i: i.origin + ",".join(f"{p}.{int(code)}" for p, code in i.results),
     inputs.RemoveMember: lambda i: i.node_id,
     inputs.AddMember: lambda i: str(i.address),
     inputs.ChangeStatus: lambda i: f"{i.node_id} {i.status}",

@@ -149,18 +149,14 @@ class Messaging:
     def handled(self, handled: Handled) -> None:
         """Send the results of messages whose handlers have ended."""
         self._unfinished -= len(handled.results)
-        streams = self.deliveries.streams
-        touched: dict[NodeId, None] = {}
-        for node_id, incarnation, position, code in handled.results:
-            stream = streams.get(node_id)
-            if stream is not None:
-                if stream.incarnation == incarnation:
-                    stream.put_result(position, code)
-                    touched[node_id] = None
-            elif node_id == self._node_id:
+        stream = self.deliveries.streams.get(handled.origin)
+        if stream is not None:
+            if stream.incarnation == handled.incarnation:
+                stream.put_results(handled.results)
+                self.deliveries.wake(handled.origin)
+        elif handled.origin == self._node_id:
+            for position, code in handled.results:
                 self._local.handled(position, code)
-        for node_id in touched:
-            self.deliveries.wake(node_id)
 
     # --- frames of a peer -----------------------------------------------------------------------
 

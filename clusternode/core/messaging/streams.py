@@ -8,6 +8,7 @@ the frame goes to the writer.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import attrs
 
@@ -47,18 +48,15 @@ class Outgoing:
 class ResultsBuffer:
     """Results that wait to be written, merged into runs; becomes `Results` frames then."""
 
-    runs: list[Run] = attrs.Factory(list)
+    runs: list[list[int]] = attrs.Factory(list)  # [first, last, code]
 
     def add(self, position: int, code: int) -> None:
         if self.runs:
             last = self.runs[-1]
-            if last.code == code and last.last + 1 == position:
-                self.runs[-1] = Run(last.first, position, code)
+            if last[1] + 1 == position and last[2] == code:
+                last[1] = position
                 return
-        self.runs.append(Run(position, position, code))
-
-    def add_run(self, first: int, last: int, code: int) -> None:
-        self.runs.append(Run(first, last, code))
+        self.runs.append([position, position, code])
 
 
 @attrs.define(eq=False)
@@ -152,6 +150,21 @@ class Stream:
             self.unsent.append(tail)
         tail.add(position, code)
 
+    def put_results(self, results: Iterable[tuple[int, int]]) -> None:
+        """Queue many final results: what `put_result` does, in one pass."""
+        if self.open_requests:
+            for position, code in results:
+                self.put_result(position, code)
+            return
+        runs = self.results.runs
+        last = runs[-1] if runs else [0, -1, 0]
+        for position, code in results:
+            if last[1] + 1 == position and last[2] == code:
+                last[1] = position
+            else:
+                last = [position, position, code]
+                runs.append(last)
+
     def take(self, bytes_max: int) -> list[Frame]:
         """Return the frames for one write, giving positions to those that had none."""
         frames: list[Frame] = []
@@ -195,7 +208,8 @@ class Stream:
         taken = 0
         runs = buffer.runs
         for start in range(0, len(runs), RUNS_PER_FRAME_MAX):
-            frame = frame_of(Results(runs[start : start + RUNS_PER_FRAME_MAX]))
+            part = runs[start : start + RUNS_PER_FRAME_MAX]
+            frame = frame_of(Results([Run(*run) for run in part]))
             self.given += 1
             self.unacknowledged.append((frame, None))
             frames.append(frame)

@@ -265,22 +265,28 @@ def _enum_table(cls: type[enum.IntEnum]) -> str:
 
 
 def _counter_names() -> Iterator[str]:
-    """Yield the first argument of every call of `count` in the core.
+    """Yield what the code counts.
 
-    An f-string stands for a family of counters: `f"closed_{reason}"` is `closed_…`.
+    That is the first argument of every call of `count` in the core, and every name in a tuple
+    called `COUNTERS`. An f-string stands for a family: `f"closed_{reason}"` is `closed_…`.
     """
-    for path in sorted((ROOT / "clusternode" / "core").rglob("*.py")):
+    for path in sorted((ROOT / "clusternode").rglob("*.py")):
+        is_core = "core" in path.relative_to(ROOT).parts
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
-                case ast.Call(
-                    func=ast.Attribute(attr="count"), args=[ast.Constant(value=str(name)), *_]
-                ):
-                    yield name
-                case ast.Call(func=ast.Attribute(attr="count"), args=[ast.JoinedStr() as text, *_]):
-                    yield "".join(
-                        str(part.value) if isinstance(part, ast.Constant) else "…"
-                        for part in text.values
-                    )
+                case ast.Call(func=ast.Attribute(attr="count"), args=[text, *_]) if is_core:
+                    yield _counter_name(text)
+                case ast.AnnAssign(target=ast.Name(id="COUNTERS"), value=ast.Tuple(elts=names)):
+                    yield from map(_counter_name, names)
+
+
+def _counter_name(text: ast.expr) -> str:
+    match text:
+        case ast.Constant(value=str(name)):
+            return name
+        case ast.JoinedStr(values=parts):
+            return "".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in parts)
+    raise GenerateError(f"line {text.lineno}: the name of a counter must be a literal")
 
 
 def _first_line(cls: type) -> str:

@@ -13,12 +13,11 @@ from typing import Final
 
 import trio
 
-from clusternode.core.settings import NodeSettings
 from clusternode.core.types import Seconds
 from clusternode.core.wire.messages import Hello
 from clusternode.core.wire.session import Session
 from clusternode.runtime.connections import Connections
-from clusternode.runtime.handshake import HandshakeError, hello_of, shake_hands
+from clusternode.runtime.handshake import HandshakeError, shake_hands
 from clusternode.runtime.logs import RateLimitedLog
 from clusternode.runtime.transport import Listener, Wire
 
@@ -38,7 +37,7 @@ class Acceptor:
     def __init__(
         self,
         listener: Listener,
-        clusters: Mapping[str, tuple[NodeSettings, Connections]],
+        clusters: Mapping[str, Connections],
         *,
         connections_max: int = CONNECTIONS_MAX,
         connections_per_host_max: int = CONNECTIONS_PER_HOST_MAX,
@@ -51,7 +50,7 @@ class Acceptor:
         self._total = 0
         self._handshakes = 0
         self._timeout: Seconds = max(
-            settings.discovery.handshake_timeout for settings, _ in clusters.values()
+            connections.settings.discovery.handshake_timeout for connections in clusters.values()
         )
         self._log = RateLimitedLog(logger)
         self.refused = 0
@@ -104,8 +103,7 @@ class Acceptor:
             finally:
                 self._handshakes -= 1
             assert session.peer is not None
-            _, connections = self._clusters[session.peer.cluster]
-            await connections.serve(wire, session, early)
+            await self._clusters[session.peer.cluster].serve(wire, session, early)
         finally:
             self._total -= 1
             self._per_host[wire.remote_host] -= 1
@@ -113,5 +111,5 @@ class Acceptor:
                 del self._per_host[wire.remote_host]
 
     def _hello_for(self, cluster: str) -> Hello | None:
-        found = self._clusters.get(cluster)
-        return hello_of(found[0]) if found is not None else None
+        connections = self._clusters.get(cluster)
+        return connections.hello() if connections is not None else None

@@ -23,16 +23,17 @@ from clusternode.core.inputs import (
     FramesReceived,
     WriteReady,
 )
+from clusternode.core.settings import NodeSettings
 from clusternode.core.types import Address, ConnectionId
 from clusternode.core.wire.codec import encode, encoded_of
-from clusternode.core.wire.messages import Close, WireMessage
+from clusternode.core.wire.messages import Close, Hello, WireMessage
 from clusternode.core.wire.session import Session
 from clusternode.errors import RemoteProtocolError
 from clusternode.runtime.driver import Driver
 from clusternode.runtime.handshake import (
     FAREWELL_TIMEOUT,
     HandshakeError,
-    hello_of,
+    agent_name,
     shake_hands,
 )
 from clusternode.runtime.jobs import Jobs
@@ -104,6 +105,14 @@ class Connections:
     def counters(self) -> Mapping[str, int]:
         return self._counters
 
+    @property
+    def settings(self) -> NodeSettings:
+        return self._driver.settings
+
+    def hello(self) -> Hello:
+        """Return what our node says first on a connection that begins now."""
+        return self._driver.node.hello(agent_name())
+
     # --- what the node wants --------------------------------------------------------------------
 
     def output_ready(self, effect: effects.OutputReady) -> None:
@@ -131,9 +140,9 @@ class Connections:
         if self._is_closing:
             return
         self._counters["dials"] += 1
-        timeout = self._driver.settings.discovery.handshake_timeout
+        timeout = self.settings.discovery.handshake_timeout
         deadline = trio.current_time() + timeout
-        session = Session.dial(hello_of(self._driver.settings))
+        session = Session.dial(self.hello())
         try:
             wire = await self._transport.dial(address, timeout)
             left = max(0.0, deadline - trio.current_time())

@@ -9,10 +9,9 @@ from typing import Final
 import trio
 
 from clusternode.core.inputs import DialFailure
-from clusternode.core.settings import NodeSettings
 from clusternode.core.types import Seconds
-from clusternode.core.wire.messages import Close, CloseReason, Hello, WireMessage
-from clusternode.core.wire.session import PROTOCOL_MAX, PROTOCOL_MIN, Session
+from clusternode.core.wire.messages import Close, CloseReason, WireMessage
+from clusternode.core.wire.session import Session
 from clusternode.errors import PeerGone, RemoteProtocolError
 
 HANDSHAKE_READ_SIZE: Final = 16 * 1024
@@ -107,22 +106,6 @@ def describe_close(close: Close) -> str:
     except ValueError:
         reason = f"reason {close.reason}"
     return f"{reason} ({close.detail})" if close.detail else reason
-
-
-def hello_of(settings: NodeSettings) -> Hello:
-    """Make the HELLO of a node."""
-    return Hello(
-        settings.cluster,
-        settings.node_id,
-        settings.incarnation,
-        settings.nonce,
-        PROTOCOL_MIN,
-        PROTOCOL_MAX,
-        str(settings.address),
-        settings.messaging.body_size_max,
-        settings.messaging.window_bytes,
-        agent_name(),
-    )
 
 
 def agent_name() -> str:

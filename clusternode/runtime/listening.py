@@ -18,9 +18,9 @@ def process_listening_on(port: int) -> str:
     links = {f"socket:[{inode}]" for inode in inodes}
     for entry in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
         with contextlib.suppress(OSError):  # not ours to look at, or gone
-            for descriptor in os.scandir(entry / "fd"):
+            for descriptor in os.listdir(entry / "fd"):
                 with contextlib.suppress(OSError):
-                    if os.readlink(descriptor.path) in links:
+                    if os.readlink(entry / "fd" / descriptor) in links:
                         return f"process {entry.name} ({_command(entry)})"
     return "a process of another user"
 

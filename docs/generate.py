@@ -17,6 +17,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -94,10 +95,9 @@ def _filled(match: re.Match[str]) -> str:
 
 def messages_page() -> str:
     """Describe every message type with its fields in the order of the wire."""
-    types = sorted(
-        (cls for cls in _classes_of(messages) if getattr(cls, "TYPE", -1) > 0),
-        key=lambda cls: int(cls.TYPE),
-    )
+    numbered: dict[int, type] = {
+        cls.TYPE: cls for cls in _classes_of(messages) if getattr(cls, "TYPE", -1) > 0
+    }
     parts = [cls for cls in _classes_of(messages) if cls.__name__ in {"Record", "ListEntry", "Run"}]
     lines = [
         "# Messages",
@@ -111,11 +111,11 @@ def messages_page() -> str:
         "| number | message | positioned |",
         "|---:|---|---|",
     ]
-    for cls in types:
-        positioned = "yes" if cls.TYPE >= messages.POSITIONED_TYPE_MIN else "no"
-        lines.append(f"| {cls.TYPE} | [{cls.__name__}](#{cls.__name__.lower()}) | {positioned} |")
-    for cls in types:
-        lines += ["", f"## {cls.__name__}", "", f"Number {cls.TYPE}.", "", *_described(cls)]
+    for number, cls in sorted(numbered.items()):
+        positioned = "yes" if number >= messages.POSITIONED_TYPE_MIN else "no"
+        lines.append(f"| {number} | [{cls.__name__}](#{cls.__name__.lower()}) | {positioned} |")
+    for number, cls in sorted(numbered.items()):
+        lines += ["", f"## {cls.__name__}", "", f"Number {number}.", "", *_described(cls)]
     lines += ["", "# Parts of messages", "", "Arrays inside the arrays above."]
     for cls in parts:
         lines += ["", f"## {cls.__name__}", "", *_described(cls)]
@@ -245,7 +245,7 @@ def _documented_names(cls: type) -> Mapping[str, str]:
     return found
 
 
-def _classes_of(module: object) -> list[type]:
+def _classes_of(module: object) -> list[Any]:
     """Return the attrs classes that a module defines, in the order of the file."""
     name = getattr(module, "__name__", "")
     return [

@@ -26,7 +26,7 @@ class Health(enum.Enum):
     DISABLED = "disabled"
     """It is about to be removed, at its next failed ping."""
     LEFT = "left"
-    """It said that it leaves the cluster; only its own answer brings it back."""
+    """It said that it leaves the cluster; failed pings change nothing any more."""
     REMOVED = "removed"
     """It is no member any more; its record is kept so that it does not return as a ghost."""
 
@@ -46,8 +46,8 @@ class Signal(enum.Enum):
     """A ping of a member failed that was disabled already."""
     LEAVE_HEARD = "leave heard"
     """The last version of its record says that it left."""
-    RETURN_HEARD = "larger incarnation heard"
-    """Somebody knows a larger incarnation of it than the one that was removed or left."""
+    RETURNED = "returned"
+    """Its own HELLO was accepted, or somebody knows a larger incarnation of it."""
 
 
 TRANSITIONS: Mapping[Health, Mapping[Signal, Health]] = {
@@ -74,13 +74,13 @@ TRANSITIONS: Mapping[Health, Mapping[Signal, Health]] = {
         Signal.ANSWERED: Health.ACTIVE,
         Signal.FAILED: Health.LEFT,
         Signal.LEAVE_HEARD: Health.LEFT,
-        Signal.RETURN_HEARD: Health.LEFT,
+        Signal.RETURNED: Health.NOT_ACTIVE,
     },
     Health.REMOVED: {
         Signal.ANSWERED: Health.ACTIVE,
         Signal.FAILED: Health.REMOVED,
         Signal.LEAVE_HEARD: Health.REMOVED,
-        Signal.RETURN_HEARD: Health.NOT_ACTIVE,
+        Signal.RETURNED: Health.NOT_ACTIVE,
     },
 }
 
@@ -130,8 +130,8 @@ def apply_left(state: Health) -> Health:
 
 
 def apply_returned(state: Health) -> Health:
-    """Return the state after somebody told a larger incarnation of a removed or left member."""
-    return next_health(state, Signal.RETURN_HEARD)
+    """Return the state of a removed or left member that is back: it has yet to answer a ping."""
+    return next_health(state, Signal.RETURNED)
 
 
 def signal_of_failed_ping(

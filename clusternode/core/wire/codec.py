@@ -7,7 +7,7 @@ the schema; it never accepts what the schema would refuse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -96,6 +96,24 @@ def frame_of(message: WireMessage) -> Frame:
 
 RUN_BYTES_MAX = 22
 """The longest encoded run: a header of 1, two positions of 9 and a code of 3 bytes."""
+
+
+def split_records(records: Iterable[Record]) -> list[Records]:
+    """Spread records over as many messages as keep every one within the limits."""
+    frames: list[Records] = []
+    room = 0
+    for record in records:
+        size = len(_pack(record))
+        if not frames or size > room or len(frames[-1].records) >= limits.ENTRIES_MAX:
+            frames.append(Records([]))
+            room = limits.CONTROL_PAYLOAD_MAX - ARRAYS_BYTES_MAX
+        frames[-1].records.append(record)
+        room -= size
+    return frames
+
+
+ARRAYS_BYTES_MAX = 16
+"""The headers of the two arrays around records, rounded up."""
 
 
 def is_content_type(value: str) -> bool:

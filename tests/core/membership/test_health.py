@@ -105,9 +105,9 @@ def test_a_member_that_leaves_has_left_unless_it_was_removed():
     assert [apply_left(state) for state in Health] == [Health.LEFT] * 4 + [Health.REMOVED]
 
 
-def test_a_larger_incarnation_makes_a_removed_node_a_member_that_has_not_answered():
+def test_a_removed_or_left_member_that_returns_has_yet_to_answer():
     assert apply_returned(Health.REMOVED) is Health.NOT_ACTIVE
-    assert apply_returned(Health.LEFT) is Health.LEFT
+    assert apply_returned(Health.LEFT) is Health.NOT_ACTIVE
 
 
 def test_every_state_has_a_row():
@@ -242,10 +242,10 @@ class HealthAgreesWithTheText(RuleBasedStateMachine):
             self.state, self.word = Health.DISABLED, "disabled"
 
     @rule()
-    def a_larger_incarnation_is_heard_of(self):
+    def it_returns(self):
         if self.word in ("left", "removed"):
             self.state = apply_returned(self.state)
-            self.word = "not_active" if self.word == "removed" else "left"
+            self.word = "not_active"
             self.failures = self.count = 0
 
     @invariant()

@@ -21,6 +21,7 @@ from clusternode.core.wire.codec import (
     is_content_type,
     is_tag,
     is_tag_value,
+    split_records,
 )
 from clusternode.core.wire.framing import HEADER, HEADER_SIZE, MAGIC
 from clusternode.core.wire.messages import (
@@ -105,6 +106,22 @@ def test_a_full_list_fits_into_a_control_frame():
 
     assert len(payload) < limits.CONTROL_PAYLOAD_MAX
     assert len(read(List.TYPE, payload).entries) == limits.ENTRIES_MAX
+
+
+def test_records_are_spread_over_frames_that_are_accepted():
+    tags = tuple((f"{number:064}", "v" * limits.TAG_VALUE_LENGTH_MAX) for number in range(64))
+    channels = tuple(ChannelName(f"{number:064}") for number in range(limits.CHANNELS_MAX))
+    largest = Record(NodeId("n"), Incarnation(1), 1, "tcp://h:1", tags, channels)
+    small = Record(NodeId("n"), Incarnation(1), 1, "tcp://h:1")
+    records = [largest] * 25 + [small] * 5000
+
+    frames = split_records(records)
+
+    assert split_records([]) == []
+    assert [record for frame in frames for record in frame.records] == records
+    assert len(frames) < 9
+    for frame in frames:
+        assert decode_untrusted(Records.TYPE, encode(frame)[HEADER_SIZE:]) == frame
 
 
 # --- versions -------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from clusternode.core.inputs import (
     WriteReady,
 )
 from clusternode.core.types import Address, ConnectionId, Instant
-from clusternode.core.wire.messages import Close, CloseReason, Frame
+from clusternode.core.wire.messages import Close, CloseReason, Frame, Hello
 from clusternode.simulation.network import next_retransmission
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Connections:
             self.close(end, None)
             self._dial_failed(end, DialFailure.TIMEOUT, "no HELLO", None)
 
-    def _hello_arrived(self, end: End, hello: Any) -> None:
+    def _hello_arrived(self, end: End, hello: Hello) -> None:
         """Check the other side's HELLO, as the shell's session does."""
         process = end.process
         if hello.cluster != process.settings.cluster:
@@ -227,9 +227,6 @@ class Connections:
     # On the way.
 
     def _send(self, end: End, item: Item) -> None:
-        if end.stalled or not self._can_pass(end):
-            self._stall(end, item)
-            return
         world = self._world
         sent = max(world.now, end.busy_until)
         delay = world.network.delay(end.process.host.ip, end.other.process.host.ip)
@@ -262,8 +259,8 @@ class Connections:
             other.process.backlog.append((self.take, end, item))
             return
         if not other.is_open:
-            if item[0] is not ItemKind.END and other.process.host.was_down:
-                self._end_arrived(other)  # the kernel knows of no such connection: RST
+            if item[0] is not ItemKind.END and end.is_open:
+                self._answer_with_reset(other)
             return
         kind, payload, _ = item
         if kind is ItemKind.FRAMES:
@@ -272,6 +269,14 @@ class Connections:
             self._hello_arrived(other, payload)
         else:
             self._end_arrived(end, payload)
+
+    def _answer_with_reset(self, closed: End) -> None:
+        """Let the kernel of a closed end say so to whoever still writes to it."""
+        if self._can_pass(closed):
+            source, target = closed.process.host.ip, closed.other.process.host.ip
+            at = self._world.now + self._world.network.delay(source, target)
+            at = closed.last_arrival = max(at, closed.last_arrival)
+            self._world.at(at, self.take, closed, (ItemKind.END, "connection reset by peer", 0))
 
     def _frames_arrived(self, end: End, frames: list[Frame]) -> None:
         messages = [frame.message for frame in frames]
@@ -338,7 +343,9 @@ class Connections:
         """Let TCP try again, at its next retransmission, what can pass now."""
         for end in self._stalled:
             if self._can_pass(end):
+                source, target = end.process.host.ip, end.other.process.host.ip
                 at = next_retransmission(end.stalled_since, self._world.now)
+                at += self._world.network.delay(source, target)
                 self._world.at(at, self._release, end, end.generation)
 
     def _release(self, end: End, generation: int) -> None:
@@ -347,6 +354,7 @@ class Connections:
         self._stalled.pop(end, None)
         items = list(end.stalled)
         end.stalled.clear()
-        for item in items:
-            self._send(end, item)
+        for item in items:  # directly: what was sent later may be on the way already
+            if end.generation == generation:
+                self.take(end, item)
         self.write_again(end)

@@ -24,13 +24,13 @@ class EventQueue:
         self._sequence = itertools.count()
         self._soon: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
 
-    def at(self, when: Instant, act: Callable[..., None], *arguments: Any) -> None:
+    def at(self, when: Instant, act: Callable[..., None], *arguments: object) -> None:
         heapq.heappush(self._heap, (when, next(self._sequence), act, arguments))
 
-    def after(self, delay: Seconds, act: Callable[..., None], *arguments: Any) -> None:
+    def after(self, delay: Seconds, act: Callable[..., None], *arguments: object) -> None:
         heapq.heappush(self._heap, (self.now + delay, next(self._sequence), act, arguments))
 
-    def soon(self, act: Callable[..., None], *arguments: Any) -> None:
+    def soon(self, act: Callable[..., None], *arguments: object) -> None:
         self._soon.append((act, arguments))
 
     def run_until(self, limit: Instant) -> None:

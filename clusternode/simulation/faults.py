@@ -196,9 +196,7 @@ def link(table: Table) -> Action:
     quality = quality_of(table)
 
     def action(world: World) -> None:
-        one, other = ([world.hosts[node_id].ip for node_id in group] for group in groups[:2])
-        world.network.set_quality([(a, b) for a in one for b in other], quality)
-        world.network.set_quality([(b, a) for a in one for b in other], quality)
+        world.set_quality(groups[0], groups[1], quality)
 
     return action
 
@@ -321,9 +319,7 @@ def _load(table: Table, kind: str, kinds: int) -> Load:
     )
 
 
-def _repeat(
-    world: World, rate: float, until: float, act: Callable[[World, float], None]
-) -> None:
+def _repeat(world: World, rate: float, until: float, act: Callable[[World, float], None]) -> None:
     """Do something again after a time drawn for `rate` a second, until then."""
     at = world.now + world.rng.expovariate(rate)
     if at <= until:
@@ -352,5 +348,3 @@ def _send_from(table: Table, kind: str) -> Action:
             attrs.evolve(one, nodes=[node_id]).send_one(world)
 
     return _each(nodes, act)
-
-

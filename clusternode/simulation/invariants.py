@@ -173,7 +173,7 @@ def replies_accounted(view: View) -> Iterator[Finding]:
         life = view.history.life_of(fact.origin, fact.life)
         limit = fact.at + fact.timeout
         is_due = view.now > limit and (life.ended is None or life.ended > limit)
-        if is_due:
+        if is_due and not _was_paused(view.history, fact.origin):
             yield from _request_ended_well(fact, limit)
         yield from _replies_are_real(fact, view.history)
 
@@ -224,9 +224,7 @@ def health_follows_table(view: View) -> Iterator[Finding]:
         what = f"{fact.observer} says {fact.member} is {fact.status} after {fact.previous}"
         if (fact.previous, fact.status) not in STATUS_EDGES:
             yield fact.at, f"{what}: no edge of the table"
-        elif before is not None and fact.previous not in (before, "new"):
-            yield fact.at, f"{what}, but it had said {before}"
-        elif fact.previous == "new" and before not in (None, "removed", "left"):
+        elif not _may_follow(before, fact.previous):
             yield fact.at, f"{what}, but it had said {before}"
         last[pair] = fact.status
 
@@ -234,6 +232,15 @@ def health_follows_table(view: View) -> Iterator[Finding]:
 def _was_removed_by_hand(history: History, fact: StatusFact) -> bool:
     """Tell whether an operator did this (dmq.remove), which is done at once."""
     return (fact.at, fact.observer, fact.member) in history.removals
+
+
+def _may_follow(before: str | None, previous: str) -> bool:
+    """Tell whether an observer that said `before` may go on from `previous`."""
+    if previous == "new":
+        return before in (None, "removed", "left")
+    if before == "removed" and previous == "not_active":
+        return True  # a larger incarnation was heard of, which raises no event by itself
+    return before in (None, previous)
 
 
 @always("no-flapping-without-fault")

@@ -18,6 +18,9 @@ RETRANSMISSION_MIN: Seconds = 0.2
 RETRANSMISSION_MAX: Seconds = 120.0
 """Linux: TCP_RTO_MAX. The wait doubles up to this."""
 
+LATENCY_POOR: Seconds = 0.25
+"""From here on a round trip and a retransmission are near the shortest useful ping timeout."""
+
 HostPair = tuple[str, str]
 
 
@@ -31,6 +34,11 @@ class LinkQuality:
     """The share of packets that are lost and sent again."""
     bandwidth: float | None = None
     """Bytes per second of one connection; None for no limit."""
+
+    @property
+    def is_poor(self) -> bool:
+        """Whether it excuses a ping that nobody answered in time."""
+        return bool(self.loss or self.bandwidth) or self.latency_max > LATENCY_POOR
 
 
 class Network:

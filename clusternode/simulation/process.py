@@ -38,7 +38,6 @@ DISK_DELAY: Seconds = 0.005
 """From `Persist` to `Persisted`: one fsync of a solid-state disk."""
 WAKE_UPS_WITHOUT_PROGRESS_MAX = 100
 """A node whose deadline stays in the past would hold the loop of an agent for ever."""
-PROTOCOL_VERSION = 1
 
 
 @attrs.define
@@ -48,7 +47,6 @@ class Host:
     node_id: NodeId
     address: Address
     is_up: bool = True
-    was_down: bool = False
     process: Process | None = None
     lives: int = 0
     incarnation: int = 0
@@ -86,27 +84,13 @@ class Process:
 
     @property
     def hello(self) -> Hello:
-        settings = self.settings
-        return Hello(
-            cluster=settings.cluster,
-            node_id=settings.node_id,
-            incarnation=settings.incarnation,
-            nonce=settings.nonce,
-            protocol_min=PROTOCOL_VERSION,
-            protocol_max=PROTOCOL_VERSION,
-            address=str(settings.address),
-            body_size_max=settings.messaging.body_size_max,
-            window_bytes=settings.messaging.window_bytes,
-            agent="simulated",
-        )
+        return self.node.hello("simulated")
 
     def start(self) -> None:
         """Begin, with what the disk remembers."""
         written_at, members = self.host.known
         silent = self.world.now - written_at
-        self.feed(
-            Start([attrs.evolve(m, silent_for=m.silent_for + silent) for m in members])
-        )
+        self.feed(Start([attrs.evolve(m, silent_for=m.silent_for + silent) for m in members]))
 
     def feed(self, input_: Input) -> None:
         """Step the node and do what it asks for."""
@@ -124,14 +108,14 @@ class Process:
         if self.is_running:
             self.clock.arm()
 
-    def later(self, delay: Seconds, act: Callable[..., None], *arguments: Any) -> None:
+    def later(self, delay: Seconds, act: Callable[..., None], *arguments: object) -> None:
         """Do something in this process after `delay`; not at all once it has ended."""
         if delay > 0:
             self.world.after(delay, self._now_or_later, act, arguments)
         else:
             self.world.soon(self._now_or_later, act, arguments)
 
-    def _now_or_later(self, act: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def _now_or_later(self, act: Callable[..., None], arguments: tuple[object, ...]) -> None:
         if self.is_paused:
             self.backlog.append((self._now_or_later, act, arguments))
         elif self.is_running:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from clusternode.core.types import Instant, Seconds
+from clusternode.core.types import Instant, NodeId, Seconds
 from clusternode.simulation.invariants import (
     ALWAYS,
     EVENTUALLY,
@@ -81,7 +81,7 @@ def live(world: World, scenario: Scenario, progress: Progress | None = None) -> 
     except Exception as error:  # noqa: BLE001  # the code under test; its fault is the result
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
-        world.history.faults_of_core.append((world.now, world.counts.stepping, what))
+        world.history.faults_of_core.append((world.now, NodeId(world.counts.stepping), what))
         return _faults_of_core(world)
     for name in dict.fromkeys([*scenario.always, UNCONDITIONAL]):
         violations += violations_of(name, ALWAYS[name], view)[:VIOLATIONS_SHOWN_MAX]

@@ -200,5 +200,3 @@ def _expectations(table: Table) -> tuple[list[str], list[Hope]]:
         one.finish()
     table.finish()
     return always, sorted(hopes, key=lambda hope: hope.by)
-
-

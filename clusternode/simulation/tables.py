@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
+from clusternode.core.settings import DiscoverySettings, HealthSettings, MessagingSettings
 from clusternode.core.types import Address, ChannelName, NodeId, is_name
 from clusternode.errors import ConfigError, ScenarioError
 
@@ -25,6 +26,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
+
+
+_Settings = TypeVar("_Settings", HealthSettings, DiscoverySettings, MessagingSettings)
 
 
 @attrs.define
@@ -44,7 +48,7 @@ class Table:
     def has(self, key: str) -> bool:
         return key in self.values
 
-    def take(self, key: str, kind: type | tuple[type, ...], expected: str, default: Any) -> Any:
+    def take(self, key: str, kind: type | tuple[type, ...], expected: str, default: object) -> Any:  # noqa: ANN401  # what TOML holds
         """Return the value of a key, which is of `kind`, or the default."""
         self.taken[key] = None
         if key not in self.values:
@@ -56,20 +60,20 @@ class Table:
             raise self.error(key, f"{value!r}: expected {expected}")
         return value
 
-    def text(self, key: str, default: Any = "") -> str:
+    def text(self, key: str, default: object = "") -> str:
         return str(self.take(key, str, "a text", default))
 
     def flag(self, key: str, *, default: bool = False) -> bool:
         return bool(self.take(key, bool, "true or false", default))
 
-    def number(self, key: str, default: Any = 0.0, *, at_least: float = 0.0) -> float:
+    def number(self, key: str, default: object = 0.0, *, at_least: float = 0.0) -> float:
         expected = f"a number of at least {at_least:g}"
         value = float(self.take(key, (int, float), expected, default))
         if not value >= at_least:
             raise self.error(key, f"{value!r}: expected {expected}")
         return value
 
-    def whole(self, key: str, default: Any = 0, *, at_least: int = 0) -> int:
+    def whole(self, key: str, default: object = 0, *, at_least: int = 0) -> int:
         expected = f"a whole number of at least {at_least}"
         value = int(self.take(key, int, expected, default))
         if value < at_least:
@@ -106,7 +110,7 @@ class Table:
             for number, value in enumerate(values, 1)
         ]
 
-    def names(self, key: str, known: Iterable[str], default: Any = REQUIRED) -> list[str]:
+    def names(self, key: str, known: Iterable[str], default: object = REQUIRED) -> list[str]:
         """Return one or several of the known names."""
         known = list(known)
         value = self.take(key, (str, list), "a name, or several", default)
@@ -122,12 +126,12 @@ class Table:
             raise self.error(key, f"{name!r}: expected a name of [A-Za-z0-9._:-]{{1,64}}")
         return ChannelName(name)
 
-    def nodes(self, key: str, default: Any = REQUIRED) -> list[NodeId]:
+    def nodes(self, key: str, default: object = REQUIRED) -> list[NodeId]:
         """Return the nodes that a pattern, or several, names."""
         value = self.take(key, (str, list), NODES_EXPECTED, default)
         return self.expand(key, value)
 
-    def expand(self, key: str, value: Any) -> list[NodeId]:
+    def expand(self, key: str, value: object) -> list[NodeId]:
         """Expand `n3`, `n1..n5`, `*`, or a list of these, to node ids in their order."""
         found: dict[NodeId, None] = {}
         for pattern in value if isinstance(value, list) else [value]:
@@ -160,7 +164,7 @@ class Table:
             raise self.error(key, f"{value!r}: expected {expected}")
         return [self.expand(key, group) for group in value]
 
-    def address(self, key: str, text: Any, addresses: Mapping[NodeId, Address]) -> Address:
+    def address(self, key: str, text: object, addresses: Mapping[NodeId, Address]) -> Address:
         """Return the address of a node, or an address that is written out."""
         if not isinstance(text, str):
             raise self.error(key, f"{text!r}: expected a node or an address")
@@ -172,7 +176,7 @@ class Table:
         except ConfigError as error:
             raise self.error(key, f"{text!r}: expected a node, or {error}") from None
 
-    def settings(self, key: str, kind: type[Any]) -> Any:
+    def settings(self, key: str, kind: type[_Settings]) -> _Settings:
         """Build a settings class from a table with some of its fields."""
         table = self.table(key)
         fields = {field.name: field for field in attrs.fields(kind)}

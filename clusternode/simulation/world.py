@@ -22,10 +22,10 @@ from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.types import Address, Incarnation, Instant, NodeId, Seconds
 from clusternode.errors import ClusternodeError
 from clusternode.simulation.connections import Connections
+from clusternode.simulation.event_queue import EventQueue
 from clusternode.simulation.history import Disturbance, History, LifeFact, Limits, OutboxSample
 from clusternode.simulation.network import LinkQuality, Network
 from clusternode.simulation.process import Host, Process
-from clusternode.simulation.event_queue import EventQueue
 from clusternode.simulation.resolver import ScriptedResolver
 from clusternode.simulation.routes import Behaviour
 from clusternode.simulation.trace import Trace
@@ -65,7 +65,7 @@ class Counts:
     messages: int = 0
     """Frames that nodes gave to the network."""
     inputs: int = 0
-    stepping: NodeId = NodeId("")
+    stepping: str = ""
     """The node that was stepped last."""
 
 
@@ -91,8 +91,7 @@ class World(EventQueue):
         self.history = History(settings=limits_of(plan))
         self.counts = Counts()
         self.hosts = {
-            node_id: Host(node_id, address_of(index))
-            for index, node_id in enumerate(plan.node_ids)
+            node_id: Host(node_id, address_of(index)) for index, node_id in enumerate(plan.node_ids)
         }
         self._machines = Machines(self)
 
@@ -149,9 +148,7 @@ class World(EventQueue):
             nonce=self.rng.randbytes(16),
             channels=self.behaviour_of(host.node_id).channels,
             health=plan.health,
-            discovery=attrs.evolve(
-                plan.discovery, notification_addresses=tuple(notification)
-            ),
+            discovery=attrs.evolve(plan.discovery, notification_addresses=tuple(notification)),
             messaging=plan.messaging,
         )
 
@@ -167,7 +164,6 @@ class World(EventQueue):
         process = self._end(node_id, "powered off")
         host = self.hosts[node_id]
         host.is_up = False
-        host.was_down = True
         if process is not None:
             for end in list(process.ends.values()):
                 self.connections.vanish(end)
@@ -248,6 +244,18 @@ class World(EventQueue):
         self._machines.end_disturbances_of_mended_links()
         self.connections.release_passable()
 
+    def set_quality(
+        self, one: Sequence[NodeId], other: Sequence[NodeId], quality: LinkQuality
+    ) -> None:
+        """Change how good the links between two groups are, both ways."""
+        pairs = [(self.hosts[a].ip, self.hosts[b].ip) for a in one for b in other]
+        self.network.set_quality([*pairs, *((b, a) for a, b in pairs)], quality)
+        name = f"link {','.join(one)} {','.join(other)}"
+        if quality.is_poor:
+            self._machines.begin_disturbance(name, one, other)
+        else:
+            self._machines.end_disturbances_of_good_links()
+
     def reset(self, pairs: Iterable[tuple[NodeId, NodeId]]) -> None:
         """Break every connection between these pairs; what is on the way is lost."""
         for one, two in pairs:
@@ -283,9 +291,7 @@ class Machines:
         self._world = world
         self._open: dict[str, Disturbance] = {}  # name → still going on
 
-    def begin_disturbance(
-        self, name: str, left: Sequence[NodeId], right: Sequence[NodeId]
-    ) -> None:
+    def begin_disturbance(self, name: str, left: Sequence[NodeId], right: Sequence[NodeId]) -> None:
         if name not in self._open:
             disturbance = Disturbance(name, self._world.now, frozenset(left), frozenset(right))
             self._open[name] = disturbance
@@ -303,6 +309,17 @@ class Machines:
         for name, disturbance in list(self._open.items()):
             if name.startswith("block ") and not any(
                 network.is_blocked(hosts[one].ip, hosts[two].ip)
+                for one in disturbance.left
+                for two in disturbance.right
+            ):
+                self.end_disturbance(name)
+
+    def end_disturbances_of_good_links(self) -> None:
+        """End every bad link of which all are good again."""
+        hosts, network = self._world.hosts, self._world.network
+        for name, disturbance in list(self._open.items()):
+            if name.startswith("link ") and not any(
+                network.quality_of(hosts[one].ip, hosts[two].ip).is_poor
                 for one in disturbance.left
                 for two in disturbance.right
             ):

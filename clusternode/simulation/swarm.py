@@ -1,0 +1,112 @@
+"""Random stories: a small cluster, faults and load drawn from a seed; then everything is mended.
+
+First break, then heal and demand convergence. What is drawn is an ordinary scenario, so that a
+failure can be repeated, read, and turned into a file.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from clusternode.simulation.scenario import Scenario, from_mapping
+
+Values: TypeAlias = dict[str, Any]
+
+NODES_MIN, NODES_MAX = 3, 7
+"""Most faults of protocols show with three to five nodes; a few more for relayed news."""
+FAULTS_MIN, FAULTS_MAX = 2, 12
+FAULTS_FROM, FAULTS_TO = 5.0, 60.0
+"""Seconds from the start in which things break."""
+PING_INTERVALS = (1.0, 2.0, 5.0)
+CONVERGENCE_SECONDS = 12.0
+"""How long after the mending everyone must see everyone, beside four ping intervals."""
+RESULT_SECONDS = 36.0
+"""`result_timeout`, and room: from then on nobody may wait for a result."""
+
+
+def story(seed: int) -> Values:
+    """Draw a story, in the shape in which TOML would give it."""
+    rng = random.Random(f"{seed}/swarm")
+    count = rng.randint(NODES_MIN, NODES_MAX)
+    nodes = [f"n{number}" for number in range(1, count + 1)]
+    ping_interval = rng.choice(PING_INTERVALS)
+    kinds = rng.sample(list(_FAULTS), rng.randint(1, len(_FAULTS)))
+    steps: list[Values] = [
+        {"at": round(rng.uniform(FAULTS_FROM, FAULTS_TO), 3)}
+        | _FAULTS[rng.choice(kinds)](rng, nodes)
+        for _ in range(rng.randint(FAULTS_MIN, FAULTS_MAX))
+    ]
+    mended = FAULTS_TO + 1.0
+    steps += [
+        {"at": 3.0, "load": ["broadcast", "send", "request", "ask"], "from": "*"}
+        | {"rate": round(rng.uniform(2, 30), 1), "for": mended - 3.0},
+        {"at": mended, "heal": True},
+        {"at": mended, "resume": "*"},
+        {"at": mended, "link": [nodes, nodes]},
+        {"at": mended + 1.0, "start": "*"},
+    ]
+    converged = mended + CONVERGENCE_SECONDS + 4 * ping_interval
+    return {
+        "title": f"Swarm {seed}: {count} nodes, {', '.join(kinds)}; then everything is mended",
+        "nodes": count,
+        "seed": seed,
+        "notification": rng.sample(nodes, rng.randint(1, min(3, count))),
+        "settings": {"health": {"ping_interval": ping_interval, "ping_timeout": 1.0}},
+        "network": {"latency": [0.0002, rng.choice([0.001, 0.02, 0.1])]},
+        "handlers": {"handling": [0.0, rng.choice([0.0, 0.01, 0.3])]},
+        "step": steps,
+        "expect": {
+            "eventually": [
+                {"by": converged, "holds": ["everyone-sees-everyone", "converged-digests"]},
+                {
+                    "by": max(converged, mended + RESULT_SECONDS),
+                    "holds": ["everyone-sees-everyone", "nobody-waits"],
+                },
+            ]
+        },
+    }
+
+
+def draw(seed: int) -> Scenario:
+    """Draw a story and check it."""
+    return from_mapping(story(seed), name="swarm")
+
+
+def _one(rng: random.Random, nodes: list[str]) -> str:
+    return rng.choice(nodes)
+
+
+def _split(rng: random.Random, nodes: list[str]) -> list[list[str]]:
+    shuffled = rng.sample(nodes, len(nodes))
+    border = rng.randint(1, len(nodes) - 1)
+    return [shuffled[:border], shuffled[border:]]
+
+
+def _seconds(rng: random.Random) -> float:
+    """Draw a time that is short half of the time, and long enough for a removal otherwise."""
+    return round(rng.uniform(0.1, 3.0) if rng.random() < 0.5 else rng.uniform(3.0, 25.0), 3)
+
+
+_FAULTS: dict[str, Callable[[random.Random, list[str]], Values]] = {
+    "kill": lambda rng, nodes: {"kill": _one(rng, nodes)},
+    "restart": lambda rng, nodes: {"restart": _one(rng, nodes), "after": _seconds(rng)},
+    "power off": lambda rng, nodes: {"power_off": _one(rng, nodes)},
+    "start": lambda rng, nodes: {"start": "*"},
+    "stop": lambda rng, nodes: {"stop": _one(rng, nodes)},
+    "pause": lambda rng, nodes: {"pause": _one(rng, nodes), "for": _seconds(rng)},
+    "partition": lambda rng, nodes: {"partition": _split(rng, nodes)},
+    "one-way partition": lambda rng, nodes: {"block": _split(rng, nodes)},
+    "cut": lambda rng, nodes: {"cut": [[one] for one in rng.sample(nodes, 2)]},
+    "heal": lambda rng, nodes: {"heal": True},
+    "reset": lambda rng, nodes: {"reset": "*", "share": round(rng.random(), 2)},
+    "resets": lambda rng, nodes: {"reset": "*", "rate": 5.0, "for": _seconds(rng)},
+    "bad link": lambda rng, nodes: {
+        "link": _split(rng, nodes),
+        "latency": [0.001, 0.3],
+        "loss": round(rng.uniform(0, 0.3), 2),
+    },
+    "narrow link": lambda rng, nodes: {"link": _split(rng, nodes), "bandwidth": 20_000.0},
+    "slow handlers": lambda rng, nodes: {"handlers": _one(rng, nodes), "handling": [0.1, 2.0]},
+}

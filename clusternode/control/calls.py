@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -47,12 +48,14 @@ from clusternode.errors import (
     Overloaded,
     RouteError,
 )
+from clusternode.routes.events import EventCallback, EventView, Subscription
 
 WATCH_BACKLOG = 4096
 """How many events may wait for one watcher: room for a burst, not for one that stands still."""
 
 Values = Mapping[str, Any]  # parameter → checked value
 
+OWN_EVENT: Mapping[str, Any] = {"alias": "", "help": "An event of your own.", "parameters": []}
 ERROR_CODES: tuple[tuple[type[ClusternodeError], int], ...] = (
     (ConfigError, INVALID_PARAMS),
     (BodyTooLarge, TOO_LARGE),
@@ -190,10 +193,16 @@ class Calls:
 
     def _list_events(self, values: Values) -> object:
         del values
-        return event_types_json()
+        known = event_types_json()
+        names = {event["event"] for event in known}
+        raised = [name for name in self.controlled.events.names if name not in names]
+        return [*known, *({"event": name, **OWN_EVENT} for name in raised)]
 
     def _raise_event(self, values: Values) -> object:
-        self.controlled.raise_event(values["name"], values["parameters"])
+        try:
+            self.controlled.events.raise_event(values["name"], values["parameters"])
+        except RouteError as error:
+            raise ControlError(INVALID_PARAMS, str(error)) from None
         return {"raised": values["name"]}
 
     async def _broadcast(self, values: Values) -> object:
@@ -282,37 +291,46 @@ class Calls:
 
     async def _watch(self, values: Values, stream: Stream) -> object:
         sender, receiver = trio.open_memory_channel[dict[str, Any]](WATCH_BACKLOG)
+        overflowed = trio.Event()
         sent = 0
-        is_slow = False
+        last: EventView | None = None
+
+        def take(bus: Bus | None, view: EventView) -> None:
+            nonlocal last
+            if view is last:  # two patterns match one event
+                return
+            last = view
+            try:
+                sender.send_nowait(event_json("" if bus is None else bus.name, view))
+            except trio.WouldBlock:
+                overflowed.set()
 
         async def forward() -> None:
             nonlocal sent
-            async with receiver:
-                async for item in receiver:
-                    await stream.send(item)
-                    sent += 1
+            async for item in receiver:
+                await stream.send(item)
+                sent += 1
 
-        subscription = self.controlled.events.subscribe(list(values["patterns"]))
-        async with subscription as events, trio.open_nursery() as nursery, sender:
-            nursery.start_soon(forward)
-            async for cluster, event in events:
-                try:
-                    sender.send_nowait(event_json(cluster, event))
-                except trio.WouldBlock:
-                    is_slow = True
-                    nursery.cancel_scope.cancel()
-                    break
-        if is_slow:
-            self.counters.slow_watchers += 1
-            raise self._too_slow(sent)
-        return {"events": sent}
-
-    def _too_slow(self, sent: int) -> ControlError:
-        return ControlError(
+        with contextlib.ExitStack() as stack:
+            for pattern in dict.fromkeys(values["patterns"] or ("*",)):
+                subscription = self._subscribed(pattern, take)
+                stack.callback(subscription.cancel)
+            async with sender, receiver, trio.open_nursery() as nursery:
+                nursery.start_soon(forward)
+                await overflowed.wait()
+                nursery.cancel_scope.cancel()
+        self.counters.slow_watchers += 1
+        raise ControlError(
             TOO_SLOW,
             f"this watcher was ended after {sent} events, with {WATCH_BACKLOG} more waiting: "
             "read faster, or watch fewer events with patterns",
         )
+
+    def _subscribed(self, pattern: str, callback: EventCallback) -> Subscription:
+        try:
+            return self.controlled.events.on_event(pattern, callback)
+        except RouteError as error:
+            raise ControlError(INVALID_PARAMS, str(error)) from None
 
 
 def _named(outcomes: Mapping[NodeId, NodeOutcome], outcome: Outcome) -> list[str]:

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from clusternode.bus.interface import Bus
-from clusternode.core.events import Event
 from clusternode.core.types import Instant, NodeId
-
-
-class EventSource(Protocol):
-    """Where events can be watched."""
-
-    def subscribe(
-        self, patterns: Sequence[str]
-    ) -> AbstractAsyncContextManager[AsyncIterator[tuple[str, Event]]]:
-        """Give (cluster name, event) of what happens from now on.
-
-        Args:
-            patterns: Names or aliases of events with shell wildcards; none means all.
-        """
-        ...
+from clusternode.routes.events import EventHub
 
 
 class Controlled(Protocol):
@@ -43,7 +28,7 @@ class Controlled(Protocol):
         ...
 
     @property
-    def events(self) -> EventSource: ...
+    def events(self) -> EventHub: ...
 
     async def reload(self) -> str:
         """Load the routes again and say what was loaded.
@@ -55,14 +40,6 @@ class Controlled(Protocol):
 
     def stop(self) -> None:
         """Begin to leave; returns at once."""
-        ...
-
-    def raise_event(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Raise an event of the user's own.
-
-        Raises:
-            ConfigError: The name is none that a user may raise.
-        """
         ...
 
     def route_stats(self) -> Sequence[Mapping[str, Any]]:

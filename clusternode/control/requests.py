@@ -123,7 +123,7 @@ CALLS: tuple[Call, ...] = (
             ),
         ),
         item="An event: cluster, event, alias, parameters.",
-        result="An object: events, how many were sent; only when the agent stops.",
+        result="None: it goes on until the connection is closed, or was read too slowly.",
     ),
     Call(
         name="cluster.list",

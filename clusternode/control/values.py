@@ -12,10 +12,11 @@ import attrs
 from clusternode.bus.interface import Reply
 from clusternode.control.requests import body_fields
 from clusternode.control.view import milliseconds
-from clusternode.core.events import EVENT_TYPES, Custom, Event
+from clusternode.core.events import EVENT_TYPES
 from clusternode.core.snapshots import AddressSnapshot, MemberSnapshot, NodeSnapshot
 from clusternode.core.types import Address, ResultCode
 from clusternode.errors import ConfigError
+from clusternode.routes.events import EventView
 
 DEPTH_MAX = 32
 """Deeper values of a user's own event are cut off."""
@@ -105,27 +106,12 @@ def reply_json(reply: Reply) -> dict[str, Any]:
     }
 
 
-def event_json(cluster: str, event: Event) -> dict[str, Any]:
-    """Return an event; parameters that are bytes become text, or NAME_base64."""
-    if isinstance(event, Custom):
-        return {
-            "cluster": cluster,
-            "event": event.name,
-            "alias": "",
-            "parameters": {str(key): jsonable(value) for key, value in event.parameters.items()},
-        }
-    parameters: dict[str, Any] = {}
-    for field in attrs.fields(type(event)):
-        value = getattr(event, field.name)
-        if isinstance(value, bytes):
-            parameters |= body_fields(value, field.name)
-        else:
-            parameters[field.name] = jsonable(value)
+def event_json(cluster: str, view: EventView) -> dict[str, Any]:
     return {
         "cluster": cluster,
-        "event": event.NAME,
-        "alias": event.ALIAS,
-        "parameters": parameters,
+        "event": view.name,
+        "alias": view.alias,
+        "parameters": jsonable(view.parameters),
     }
 
 

@@ -1,0 +1,10 @@
+"""`python -m clusternode`: the command line."""
+
+from __future__ import annotations
+
+import sys
+
+from clusternode.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""`clusternode config`: write, check and show a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tomllib
+
+from clusternode.cli.output import note, print_json
+from clusternode.cli.parsing import OK, Parsers, add_command, add_config_option, add_json_option
+
+
+def add_parser(parsers: Parsers) -> None:
+    config = add_command(
+        parsers,
+        "config",
+        run=None,
+        summary="write, check and show a configuration",
+        examples="clusternode config init > node.toml\nclusternode config check -c node.toml",
+    )
+    actions = config.add_subparsers(metavar="ACTION", required=True, title="actions")
+    add_command(
+        actions,
+        "init",
+        run=_init,
+        summary="print a commented configuration with all defaults",
+        examples="clusternode config init > node.toml",
+    )
+    check = add_command(
+        actions,
+        "check",
+        run=_check,
+        summary="check a configuration; names file, key, value and what was expected",
+        examples="clusternode config check -c node.toml",
+    )
+    show = add_command(
+        actions,
+        "show",
+        run=_show,
+        summary="show what an agent would run with: file, environment and defaults",
+        examples="clusternode config show -c node.toml\nclusternode config show --json",
+    )
+    for parser in (check, show):
+        add_config_option(parser)
+        add_json_option(parser, "print an object")
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from clusternode.config.text import sample  # start-up speed
+
+    del arguments
+    print(sample(), end="")
+    return OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from clusternode.config import load_settings  # start-up speed
+    from clusternode.runtime.exposure import check_exposure  # start-up speed
+
+    settings = load_settings(arguments.config, environ=os.environ, overrides={})
+    check_exposure(settings)
+    if arguments.json:
+        print_json({"ok": True, "node_id": settings.node_id, "clusters": list(settings.clusters)})
+    else:
+        name = arguments.config or "the defaults"
+        clusters = ", ".join(settings.clusters)
+        print(f"{name}: all well; node {settings.node_id}, cluster {clusters}")
+    if settings.insecure:
+        note("insecure = true: whoever reaches the address of this node can join the cluster")
+    if settings.routes.file is not None and not settings.routes.file.exists():
+        note(f"routes.file: {settings.routes.file} does not exist yet")
+    return OK
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from clusternode.config import load_settings  # start-up speed
+    from clusternode.config.text import settings_toml  # start-up speed
+
+    settings = load_settings(arguments.config, environ=os.environ, overrides={})
+    text = settings_toml(settings)
+    if arguments.json:
+        print_json(tomllib.loads(text))
+    else:
+        print(text, end="")
+    return OK

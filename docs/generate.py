@@ -22,7 +22,7 @@ from typing import Any
 import attrs
 
 from clusternode.cli import reference as cli_reference
-from clusternode.config import reference_markdown
+from clusternode.config.text import reference_markdown
 from clusternode.control import requests as control_requests
 from clusternode.core import events
 from clusternode.core.membership import health

@@ -1,1 +1,39 @@
-"""Event routes: the user's handlers, how they are loaded, and how they are kept from harm."""
+"""Event routes: what a user's `routes.py` imports. Specified in docs/scripting.md.
+
+`from clusternode import routes`, then `@routes.message("fraud")` and its sisters. The machinery
+behind them is in the modules of this package: `table`, `loader`, `dispatcher`, `runner`, `events`.
+"""
+
+from __future__ import annotations
+
+from clusternode.routes.api import (
+    cluster,
+    event,
+    message,
+    on_joined,
+    on_start,
+    on_stop,
+    request,
+)
+from clusternode.routes.contexts import (
+    AgentContext,
+    IncomingEvent,
+    IncomingMessage,
+    IncomingRequest,
+)
+from clusternode.routes.table import Refuse
+
+__all__ = [
+    "AgentContext",
+    "IncomingEvent",
+    "IncomingMessage",
+    "IncomingRequest",
+    "Refuse",
+    "cluster",
+    "event",
+    "message",
+    "on_joined",
+    "on_start",
+    "on_stop",
+    "request",
+]

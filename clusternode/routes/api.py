@@ -1,0 +1,177 @@
+"""The decorators of event routes, and `cluster(name)`.
+
+While a routes file is being loaded, a decorator registers its function in the table of that load.
+At any other time it only returns the function, so a routes file can be imported by its tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import TypeVar
+
+from clusternode.bus.interface import Bus
+from clusternode.core.types import Seconds
+from clusternode.errors import RouteError
+from clusternode.routes.table import HandlerFunction, Kind, RouteTable, make_handler
+
+Function = TypeVar("Function", bound=HandlerFunction)
+Decorator = Callable[[Function], Function]
+
+table_being_loaded: ContextVar[RouteTable | None] = ContextVar("table_being_loaded", default=None)
+buses_of_agent: ContextVar[Mapping[str, Bus] | None] = ContextVar("buses_of_agent", default=None)
+
+JOINED = "E_CLUSTERNODE_JOINED"
+
+
+def message(
+    channel: str,
+    *,
+    handling: str | None = None,
+    thread: bool = False,
+    time_limit: Seconds | None = None,
+    via: str | None = None,
+) -> Decorator[Function]:
+    """Handle the messages of a channel; the function gets an `IncomingMessage`.
+
+    Args:
+        channel: Its exact name.
+        handling: `queued` (a worker runs it; the default) or `inline` (at once, where the
+            message was read; plain functions only). None: what `[channel.NAME]` says.
+        thread: Run the plain function in the pool of threads; for what blocks.
+        time_limit: Seconds after which it is stopped; None: `[routes] time_limit`.
+        via: The one cluster whose messages it handles; None: all.
+    """
+
+    def decorate(function: Function) -> Function:
+        _register(
+            Kind.MESSAGE,
+            channel,
+            function,
+            handling=handling,
+            thread=thread,
+            time_limit=time_limit,
+            via=via,
+        )
+        return function
+
+    return decorate
+
+
+def request(
+    channel: str,
+    *,
+    thread: bool = False,
+    time_limit: Seconds | None = None,
+    via: str | None = None,
+) -> Decorator[Function]:
+    """Answer the requests of a channel; the function gets an `IncomingRequest`.
+
+    What it returns is one reply (bytes, str, or a dict or list as JSON); None is nothing to say.
+    The options are those of `message`.
+    """
+
+    def decorate(function: Function) -> Function:
+        _register(Kind.REQUEST, channel, function, thread=thread, time_limit=time_limit, via=via)
+        return function
+
+    return decorate
+
+
+def event(
+    name: str,
+    filters: Mapping[str, str] | None = None,
+    *,
+    thread: bool = False,
+    time_limit: Seconds | None = None,
+    via: str | None = None,
+) -> Decorator[Function]:
+    """Handle events; the function gets an `IncomingEvent`.
+
+    Args:
+        name: Name or alias of an event, or a shell wildcard over them (`peer:*`).
+        filters: Parameter → shell wildcard; all must match.
+        thread: As in `message`, and so are the others.
+    """
+
+    def decorate(function: Function) -> Function:
+        _register(
+            Kind.EVENT,
+            name,
+            function,
+            thread=thread,
+            time_limit=time_limit,
+            via=via,
+            filters=filters,
+        )
+        return function
+
+    return decorate
+
+
+def on_joined(function: Function) -> Function:
+    """Run it with the event when the first other member became active since we were alone."""
+    _register(Kind.EVENT, JOINED, function)
+    return function
+
+
+def on_start(function: Function) -> Function:
+    """Run it with the `AgentContext` before the agent joins its clusters."""
+    _register(Kind.START, "", function)
+    return function
+
+
+def on_stop(function: Function) -> Function:
+    """Run it with the `AgentContext` before the agent leaves its clusters."""
+    _register(Kind.STOP, "", function)
+    return function
+
+
+def cluster(name: str) -> Bus:
+    """Return the bus of one of this agent's clusters. Only from inside a handler.
+
+    Raises:
+        RouteError: There is no such cluster, or no handler is running.
+    """
+    return find_bus(buses_of_agent.get(), name)
+
+
+def find_bus(buses: Mapping[str, Bus] | None, name: str) -> Bus:
+    """Look a bus up by its name.
+
+    Raises:
+        RouteError: There is none; names those that there are.
+    """
+    if buses is None:
+        raise RouteError(f"cluster({name!r}): only a handler that the agent runs can call it")
+    bus = buses.get(name)
+    if bus is None:
+        known = ", ".join(buses) or "none"
+        raise RouteError(f"cluster({name!r}): this agent is in: {known}")
+    return bus
+
+
+def _register(
+    kind: Kind,
+    on: str,
+    function: HandlerFunction,
+    *,
+    handling: str | None = None,
+    thread: bool = False,
+    time_limit: Seconds | None = None,
+    via: str | None = None,
+    filters: Mapping[str, str] | None = None,
+) -> None:
+    handler = make_handler(
+        kind,
+        on,
+        function,
+        handling=handling,
+        thread=thread,
+        time_limit=time_limit,
+        via=via,
+        filters=filters,
+    )
+    table = table_being_loaded.get()
+    if table is not None:
+        table.add(handler)

@@ -32,7 +32,7 @@ HANDSHAKES_MAX: Final = 512
 
 
 class Acceptor:
-    """Owns a listener."""
+    """Serves one listener, which belongs to the caller."""
 
     def __init__(
         self,
@@ -58,23 +58,19 @@ class Acceptor:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Accept until cancelled; a connection lives in a task of this."""
-        try:
-            async with trio.open_nursery() as nursery:
-                task_status.started()
-                while True:
-                    wire = await self._listener.accept()
-                    problem = self._full(wire.remote_host)
-                    if problem is None:
-                        nursery.start_soon(self._greet, wire)
-                        continue
-                    self.refused += 1
-                    self._log.warning(
-                        problem, "connection from %s refused: %s", wire.remote, problem
-                    )
-                    await trio.aclose_forcefully(wire.stream)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._listener.aclose()
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                wire = await self._listener.accept()
+                problem = self._full(wire.remote_host)
+                if problem is None:
+                    nursery.start_soon(self._greet, wire)
+                    continue
+                self.refused += 1
+                self._log.warn_about(
+                    problem, "refused %s: %s", wire.remote, problem
+                )
+                await trio.aclose_forcefully(wire.stream)
 
     def _full(self, host: str) -> str | None:
         """Take a place for a connection from a host, or say which bound is reached."""
@@ -98,7 +94,7 @@ class Acceptor:
             except HandshakeError as error:
                 self.handshakes_failed += 1
                 host = wire.remote_host
-                self._log.warning(host, "handshake with %s failed: %s", wire.remote, error)
+                self._log.warn_about(host, "handshake with %s failed: %s", wire.remote, error)
                 return
             finally:
                 self._handshakes -= 1

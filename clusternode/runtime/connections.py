@@ -153,7 +153,7 @@ class Connections:
             close = error.close or Close(0)
             reason = error.close.reason if error.close is not None else None
             failed = DialFailed(address, error.failure, str(error), reason, close.value)
-            self._log.warning(f"{address} {reason}", "dialled %s: %s", address, error)
+            self._log.warn_about(f"{address} {reason}", "dialled %s: %s", address, error)
         else:
             await self.serve(wire, session, early, dialed=address)
             return
@@ -242,7 +242,7 @@ class Connections:
         peer, remote = connection.session.peer, connection.wire.remote
         assert peer is not None
         self._counters["peers_misbehaved"] += 1
-        self._log.warning(
+        self._log.warn_about(
             connection.wire.remote_host,
             "peer %s at %s broke the protocol: %s",
             peer.node_id,

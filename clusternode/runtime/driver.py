@@ -35,6 +35,7 @@ from clusternode.core.settings import NodeSettings
 from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.types import Address, Instant, Seconds
 from clusternode.errors import PeerUnreachable
+from clusternode.runtime.eventlog import EventLog
 from clusternode.runtime.jobs import Jobs
 from clusternode.runtime.resolver import Resolver
 from clusternode.runtime.state import StateKeeper
@@ -103,6 +104,7 @@ class Driver:
         self.left = trio.Event()
         """Set when the others know that we leave."""
         self.on_withdraw: Callable[[str], None] | None = None
+        self._log = EventLog()
         self._around: Surroundings | None = None
         self._queue: deque[Input] = deque()
         self._is_busy = True  # until `start`
@@ -192,6 +194,7 @@ class Driver:
             case effects.Asked():
                 around.observer.asked(effect)
             case effects.Emit():
+                self._log.note(effect.event)
                 around.observer.emit(effect.event)
             case effects.Dial():
                 around.links.dial(effect.address)

@@ -31,7 +31,7 @@ class RateLimitedLog:
         self._interval = interval
         self._last: OrderedDict[str, _Last] = OrderedDict()  # key → its last line
 
-    def warning(self, key: str, text: str, *arguments: object) -> None:
+    def warn_about(self, key: str, text: str, *arguments: object) -> None:
         """Log a warning, unless one with this key was logged within the interval."""
         now = trio.current_time()
         last = self._last.get(key)

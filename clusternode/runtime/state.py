@@ -46,7 +46,7 @@ class Remembered:
 
 
 class StateDirectory:
-    """A directory that this process alone uses; every method may block for as long as the disk."""
+    """A directory that this process alone uses; its plain methods block on the disk."""
 
     def __init__(self, path: Path) -> None:
         """Make and lock the directory.
@@ -117,6 +117,17 @@ class StateDirectory:
         finally:
             os.close(directory)
 
+    async def save_in_thread(self, cluster: str, remembered: Remembered) -> None:
+        """Save in a worker thread.
+
+        Raises:
+            StateError: It could not be written.
+        """
+        try:
+            await trio.to_thread.run_sync(self.save, cluster, remembered)
+        except OSError as error:
+            raise StateError(f"state directory {self.path}: {error.strerror or error}") from error
+
     def _file(self, cluster: str) -> Path:
         return self.path / f"cluster-{cluster}.json"
 
@@ -143,10 +154,10 @@ class StateKeeper:
             while self._next is not None:
                 remembered, self._next = self._next, None
                 try:
-                    await trio.to_thread.run_sync(self._directory.save, self._cluster, remembered)
+                    await self._directory.save_in_thread(self._cluster, remembered)
                     error = None
-                except OSError as failed:
-                    error = f"{self._directory.path}: {failed.strerror or failed}"
+                except StateError as failed:
+                    error = str(failed)
         finally:
             self._is_writing = False
         return error

@@ -1,0 +1,347 @@
+"""The composition root of the real world: settings → objects → one nursery."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import attrs
+import trio
+
+from clusternode.bus.interface import Bus
+from clusternode.bus.mesh import MeshBus
+from clusternode.config import AgentSettings, ClusterSection
+from clusternode.control.server import ControlServer
+from clusternode.core.inputs import KnownMember, Leave, RecordSettingsChanged
+from clusternode.core.settings import ChannelSettings, NodeSettings
+from clusternode.core.types import Address, Instant, NodeId, Seconds
+from clusternode.core.wire.limits import NONCE_LENGTH
+from clusternode.core.wire.messages import Close, CloseReason
+from clusternode.errors import ClusternodeError, DuplicateNodeId
+from clusternode.routes.dispatcher import Dispatcher
+from clusternode.routes.events import EventHub
+from clusternode.routes.loader import load_table
+from clusternode.routes.table import RouteTable
+from clusternode.runtime.acceptor import Acceptor
+from clusternode.runtime.connections import Connections
+from clusternode.runtime.driver import Driver, Surroundings
+from clusternode.runtime.exposure import check_exposure
+from clusternode.runtime.handshake import FAREWELL_TIMEOUT
+from clusternode.runtime.jobs import Jobs
+from clusternode.runtime.resolver import DnsResolver, Resolver
+from clusternode.runtime.state import Remembered, StateDirectory, StateKeeper, new_incarnation
+from clusternode.runtime.transport import Listener, TcpTransport, Transport
+
+logger = logging.getLogger(__name__)
+
+LEAVE_TIMEOUT: Final[Seconds] = 1.0
+"""How long the others are waited for when the agent stops."""
+STOP_HOOKS_TIMEOUT: Final[Seconds] = 5.0
+"""How long `on_stop` handlers may delay the stop; systemd kills after 90 s, Docker after 10 s."""
+
+
+@attrs.frozen
+class _Cluster:
+    """One node and all that belongs to it."""
+
+    section: ClusterSection
+    driver: Driver
+    jobs: Jobs
+    connections: Connections
+    bus: MeshBus
+    known_members: Sequence[KnownMember]
+
+
+class Agent:
+    """One agent: a node in each of its clusters, its routes and its control socket.
+
+    Everything is made in `run`; `buses` and `events` are there when it has started.
+
+    Args:
+        settings: What the configuration says.
+        transport: In place of TCP.
+        resolver: In place of DNS.
+        reload_settings: Reads the configuration again for `reload`; None: only the routes are.
+        has_control: Whether to open the control socket.
+        has_signals: Whether SIGTERM and SIGINT stop this agent; only in the main thread.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        transport: Transport | None = None,
+        resolver: Resolver | None = None,
+        reload_settings: Callable[[], AgentSettings] | None = None,
+        has_control: bool = True,
+        has_signals: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.started_at: Instant = 0.0
+        self._resolver = resolver or DnsResolver(settings.nameservers)
+        self._transport = transport or TcpTransport(self._resolver)
+        self._reload_settings = reload_settings
+        self._has = (has_control, has_signals)
+        self._stopping = trio.Event()
+        self._clusters: dict[str, _Cluster] = {}  # cluster name → what belongs to it
+        self._dispatcher: Dispatcher | None = None
+        self._failure: DuplicateNodeId | None = None
+        self._withdrawn: set[str] = set()  # clusters in which another process has our node id
+
+    # --- what the control socket and tests see --------------------------------------------------
+
+    @property
+    def node_id(self) -> NodeId:
+        return self.settings.node_id
+
+    @property
+    def version(self) -> str:
+        try:
+            return version("clusternode")
+        except PackageNotFoundError:  # run from a source tree
+            return "unknown"
+
+    @property
+    def buses(self) -> Mapping[str, Bus]:
+        return {name: cluster.bus for name, cluster in self._clusters.items()}
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        assert self._dispatcher is not None, "the agent has not started"
+        return self._dispatcher
+
+    @property
+    def events(self) -> EventHub:
+        return self.dispatcher.events
+
+    def route_stats(self) -> Sequence[Mapping[str, Any]]:
+        """One row of JSON values per route."""
+        return [attrs.asdict(route) for route in self.dispatcher.routes()]
+
+    def stop(self) -> None:
+        """Begin to leave; `run` returns when that is done."""
+        self._stopping.set()
+
+    async def reload(self) -> str:
+        """Load the routes again, and the tags and priority of the configuration.
+
+        Raises:
+            RouteError: The routes have an error; everything stays as it was.
+            ConfigError: The configuration has one; everything stays as it was.
+        """
+        await trio.lowlevel.checkpoint()
+        settings = self._reload_settings() if self._reload_settings is not None else self.settings
+        self.dispatcher.reload()
+        self.settings = attrs.evolve(
+            self.settings, priority=settings.priority, clusters=settings.clusters
+        )
+        for name, section in settings.clusters.items():
+            if name in self._clusters:
+                tags = tuple(sorted(section.tags.items()))
+                changed = RecordSettingsChanged(tags, settings.priority)
+                self._clusters[name].driver.feed(changed)
+        return f"{len(self.dispatcher.routes())} routes"
+
+    # --- the life of an agent -------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Join the clusters and take part until `stop`, then leave them.
+
+        Raises:
+            ConfigError: Others could reach this agent without proving who they are.
+            RouteError: The routes cannot be loaded.
+            StateError: The state directory cannot be used.
+            AddressInUse: Something else listens on an address or on the control socket.
+            DuplicateNodeId: Another live process has the node id.
+        """
+        check_exposure(self.settings)
+        table = self._load_table()
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                state = await self._open_state(stack)
+                listeners = await self._listen(stack)
+                for section in self.settings.clusters.values():
+                    bound = listeners[section.listen].address
+                    self._clusters[section.name] = await self._make_cluster(section, bound, state)
+                self._dispatcher = self._make_dispatcher(table)
+                await self._run_all(listeners, task_status)
+        except BaseExceptionGroup as group:
+            error = _the_only_error(group)
+            if error is None:
+                raise
+            raise error from error.__cause__
+        if self._failure is not None:
+            raise self._failure
+
+    async def _run_all(
+        self, listeners: Mapping[Address, Listener], task_status: trio.TaskStatus[None]
+    ) -> None:
+        has_control, has_signals = self._has
+        self.started_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            if has_signals:
+                await nursery.start(self._listen_to_signals)
+            for cluster in self._clusters.values():
+                await nursery.start(cluster.jobs.run)
+                await nursery.start(cluster.driver.run)
+            await nursery.start(self.dispatcher.run)
+            if has_control:
+                control = ControlServer(self, self.settings.control_socket)
+                await nursery.start(control.run)
+            for address, listener in listeners.items():
+                await nursery.start(self._acceptor(address, listener).run)
+            for cluster in self._clusters.values():
+                cluster.driver.start(cluster.known_members)
+                settings = cluster.driver.settings
+                logger.info(
+                    "node %s of cluster %s at %s",
+                    settings.node_id,
+                    settings.cluster,
+                    settings.address,
+                )
+            task_status.started()
+            await self._stopping.wait()
+            await self._leave()
+            nursery.cancel_scope.cancel()
+
+    async def _leave(self) -> None:
+        """Tell everyone that we leave; nobody can delay it beyond the time limits."""
+        with trio.move_on_after(STOP_HOOKS_TIMEOUT):
+            await self.dispatcher.stop()
+        staying = [
+            cluster for name, cluster in self._clusters.items() if name not in self._withdrawn
+        ]
+        for cluster in staying:
+            cluster.driver.feed(Leave())
+        with trio.move_on_after(LEAVE_TIMEOUT) as scope:
+            for cluster in staying:
+                await cluster.driver.left.wait()
+        if scope.cancelled_caught:
+            logger.warning("not everyone has taken note that we leave; stopping all the same")
+        with trio.move_on_after(FAREWELL_TIMEOUT):
+            async with trio.open_nursery() as nursery:
+                for cluster in self._clusters.values():
+                    farewell = Close(CloseReason.BYE, "stopping")
+                    nursery.start_soon(cluster.connections.close_all, farewell)
+        logger.info("stopped")
+
+    async def _listen_to_signals(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            task_status.started()
+            async for number in received:
+                logger.info("%s: leaving", signal.Signals(number).name)
+                self.stop()
+
+    def _withdraw(self, cluster: str, detail: str) -> None:
+        node_id = self.settings.node_id
+        self._withdrawn.add(cluster)
+        self._failure = DuplicateNodeId(
+            f"another live node of cluster {cluster} is called {node_id}: {detail};"
+            " stop that one, or give this one another [node] id"
+        )
+        logger.error("%s", self._failure)
+        self.stop()
+
+    # --- making things --------------------------------------------------------------------------
+
+    def _load_table(self) -> RouteTable:
+        file = self.settings.file
+        return load_table(
+            self.settings.routes.file,
+            self.settings.exec_routes,
+            file.parent if file is not None else None,
+        )
+
+    def _make_dispatcher(self, table: RouteTable) -> Dispatcher:
+        dispatcher = Dispatcher(
+            self.settings.routes, self.settings.channels, table, self._load_table
+        )
+        for cluster in self._clusters.values():
+            dispatcher.attach(cluster.bus)
+        return dispatcher
+
+    async def _open_state(self, stack: contextlib.AsyncExitStack) -> StateDirectory | None:
+        if self.settings.state_dir is None:
+            return None
+        state = await trio.to_thread.run_sync(StateDirectory, self.settings.state_dir)
+        stack.callback(state.close)
+        return state
+
+    async def _listen(self, stack: contextlib.AsyncExitStack) -> dict[Address, Listener]:
+        """Bind each listening address once, however many clusters share it."""
+        listeners: dict[Address, Listener] = {}
+        for section in self.settings.clusters.values():
+            if section.listen not in listeners:
+                listener = await self._transport.listen(section.listen)
+                listeners[section.listen] = listener
+                stack.push_async_callback(listener.aclose)
+        return listeners
+
+    def _acceptor(self, address: Address, listener: Listener) -> Acceptor:
+        return Acceptor(
+            listener,
+            {
+                name: cluster.connections
+                for name, cluster in self._clusters.items()
+                if cluster.section.listen == address
+            },
+        )
+
+    async def _make_cluster(
+        self, section: ClusterSection, bound: Address, state: StateDirectory | None
+    ) -> _Cluster:
+        remembered, keeper = Remembered(), None
+        if state is not None:
+            remembered = await trio.to_thread.run_sync(state.load, section.name)
+            keeper = StateKeeper(state, section.name)
+        remembered = attrs.evolve(remembered, incarnation=new_incarnation(remembered.incarnation))
+        if state is not None:  # before anybody hears of it, so that the next one is larger
+            await state.save_in_thread(section.name, remembered)
+        driver = Driver(self._node_settings(section, bound, remembered))
+        driver.on_withdraw = partial(self._withdraw, section.name)
+        jobs = Jobs()
+        connections = Connections(driver, self._transport, jobs)
+        bus = MeshBus(driver)
+        driver.attach(Surroundings(connections, bus, self._resolver, jobs, keeper))
+        return _Cluster(section, driver, jobs, connections, bus, remembered.members)
+
+    def _node_settings(
+        self, section: ClusterSection, bound: Address, remembered: Remembered
+    ) -> NodeSettings:
+        address = section.address
+        if address.port == 0:  # any free port, as tests want it
+            address = attrs.evolve(address, port=bound.port)
+        return NodeSettings(
+            node_id=self.settings.node_id,
+            cluster=section.name,
+            incarnation=remembered.incarnation,
+            address=address,
+            nonce=secrets.token_bytes(NONCE_LENGTH),
+            priority=self.settings.priority,
+            tags=section.tags,
+            channel_settings={
+                name: ChannelSettings(overflow=channel.overflow)
+                for name, channel in self.settings.channels.items()
+            },
+            health=section.health,
+            discovery=section.discovery,
+            messaging=section.messaging,
+        )
+
+
+def _the_only_error(group: BaseExceptionGroup[BaseException]) -> ClusternodeError | None:
+    """Return our own error that a nursery has wrapped, if there is nothing else in the group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        if len(error.exceptions) != 1:
+            return None
+        error = error.exceptions[0]
+    return error if isinstance(error, ClusternodeError) else None

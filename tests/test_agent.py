@@ -1,0 +1,320 @@
+"""Whole agents on a network in memory and a virtual clock."""
+
+import os
+
+import pytest
+import trio
+
+from clusternode.agent import Agent
+from clusternode.core.effects import Outcome
+from clusternode.core.settings import HealthSettings
+from clusternode.core.types import ResultCode
+from clusternode.errors import (
+    AddressInUse,
+    ConfigError,
+    DuplicateNodeId,
+    NoSuchNode,
+    RouteError,
+    StateError,
+)
+from clusternode.testing.fakes import NotingReceiver
+from tests.agents import SEED, agent_settings, cluster_of, eventually, host_of
+
+ROUTES = """
+from clusternode.routes import api as routes
+
+@routes.request("locate")
+async def locate(request):
+    await request.reply("here")
+
+@routes.message("news")
+def news(message):
+    pass
+"""
+
+
+def listen(running, *channels):
+    receiver = NotingReceiver()
+    running.bus.attach(receiver)
+    running.bus.set_channels(channels)
+    return receiver
+
+
+async def listening_cluster_knows(cluster, channel):
+    await eventually(
+        lambda: all(
+            channel in member.channels
+            for node in cluster.nodes.values()
+            for member in node.bus.members()
+        )
+    )
+
+
+async def test_three_agents_find_each_other(autojump_clock):
+    async with cluster_of(3) as cluster:
+        for node in cluster.nodes.values():
+            assert node.bus.members()[0].local
+            assert {member.link for member in node.bus.members()} == {"self", "direct"}
+
+
+async def test_a_broadcast_has_one_result_for_each_destination(autojump_clock):
+    async with cluster_of(3) as cluster:
+        receivers = [listen(node, "news") for node in cluster.nodes.values()]
+        await listening_cluster_knows(cluster, "news")
+        told = []
+
+        results = await cluster.nodes["n1"].bus.broadcast(
+            "news", "flash", on_result=lambda node_id, code: told.append((node_id, code))
+        )
+
+        assert results == {"n2": ResultCode.OK, "n3": ResultCode.OK}
+        assert sorted(told) == sorted(results.items())
+        assert [len(receiver.messages) for receiver in receivers] == [0, 1, 1]
+        origin, message = receivers[1].messages[0]
+        assert (origin, message.body, message.content_type) == ("n1", b"flash", "text/plain")
+
+
+async def test_a_message_to_where_nobody_listens_is_404(autojump_clock):
+    async with cluster_of(2) as cluster:
+        results = await cluster.nodes["n1"].bus.send("nothing", "n2", b"x")
+
+        assert results == {"n2": ResultCode.NOT_FOUND}
+
+
+async def test_a_request_gathers_the_replies_of_all(autojump_clock):
+    async with cluster_of(3) as cluster:
+        for node in cluster.nodes.values():
+            receiver = listen(node, "who")
+            receiver.answer = lambda request, name=node.agent.node_id: (
+                name.encode() if name != "n3" else None
+            )
+        await listening_cluster_knows(cluster, "who")
+
+        replies = cluster.nodes["n1"].bus.broadcast_request("who", b"?", include_self=True)
+        gathered = await replies.gather()
+
+        assert sorted((reply.node_id, reply.text) for reply in gathered) == [
+            ("n1", "n1"),
+            ("n2", "n2"),
+        ]
+        assert {node_id: outcome.outcome for node_id, outcome in replies.outcomes.items()} == {
+            "n1": Outcome.REPLIED,
+            "n2": Outcome.REPLIED,
+            "n3": Outcome.NOTHING,
+        }
+
+
+async def test_a_request_that_nobody_answers_ends_at_its_timeout(autojump_clock):
+    async with cluster_of(2) as cluster:
+        receiver = listen(cluster.nodes["n2"], "who")
+        receiver.code = None
+        began = trio.current_time()
+
+        replies = cluster.nodes["n1"].bus.request("who", "n2", b"?", timeout=3.0)
+        gathered = await replies.gather()
+
+        assert gathered == []
+        assert trio.current_time() - began == pytest.approx(3.0)
+        assert replies.outcomes["n2"].outcome is Outcome.UNANSWERED
+
+
+async def test_the_first_reply_closes_the_request(autojump_clock):
+    async with cluster_of(3) as cluster:
+        for name in ("n2", "n3"):
+            listen(cluster.nodes[name], "who").answer = lambda request: b"me"
+
+        bus = cluster.nodes["n1"].bus
+        reply = await bus.broadcast_request("who", b"?", tag="once").first()
+
+        assert reply is not None
+        assert reply.body == b"me"
+        assert await bus.broadcast_request("who", b"?", tag="once").first()  # the tag is free
+
+
+async def test_a_killed_agent_is_not_active_at_once_then_removed_then_back(autojump_clock):
+    async with cluster_of(3, health=HealthSettings(ping_interval=1.0, ping_timeout=0.5)) as cluster:
+        n2 = cluster.nodes["n2"]
+        killed_at = trio.current_time()
+
+        await cluster.nodes.pop("n3").kill()
+        await eventually(lambda: n2.statuses().get("n3") == "not_active")
+        noticed_after = trio.current_time() - killed_at
+        results = await n2.bus.send("news", "n3", b"x")
+        await eventually(lambda: "n3" not in n2.statuses())
+        await cluster.add("n3")
+        await cluster.everyone_active()
+
+        assert noticed_after < 0.5
+        assert results == {"n3": ResultCode.UNAVAILABLE}
+
+
+async def test_an_agent_that_stops_is_shown_as_left(autojump_clock):
+    async with cluster_of(3) as cluster:
+        began = trio.current_time()
+
+        await cluster.nodes["n3"].leave()
+
+        assert trio.current_time() - began < 1.0
+        assert cluster.nodes["n1"].statuses()["n3"] == "left"
+        assert cluster.nodes["n2"].statuses()["n3"] == "left"
+
+
+async def test_a_connection_that_breaks_is_made_again_and_changes_nothing(autojump_clock):
+    async with cluster_of(2) as cluster:
+        events = listen(cluster.nodes["n1"]).events
+        dialed = cluster.network.dialed
+
+        cluster.network.reset(host_of("n1"), host_of("n2"))
+        await eventually(lambda: cluster.network.dialed > dialed)
+        await trio.sleep(20)
+
+        assert cluster.nodes["n1"].statuses() == {"n1": "active", "n2": "active"}
+        assert [event for event in events if event.ALIAS == "node:state"] == []
+
+
+async def test_a_cut_link_is_noticed_and_heals(autojump_clock):
+    async with cluster_of(2) as cluster:
+        cluster.network.cut(host_of("n1"), host_of("n2"))
+        await eventually(lambda: cluster.nodes["n1"].statuses()["n2"] == "not_active")
+
+        cluster.network.heal(host_of("n1"), host_of("n2"))
+
+        await cluster.everyone_active()
+
+
+async def test_a_removed_member_that_lives_comes_back(autojump_clock):
+    async with cluster_of(2) as cluster:
+        bus = cluster.nodes["n1"].bus
+
+        bus.remove("n2")
+
+        await cluster.everyone_active()
+        with pytest.raises(NoSuchNode):
+            bus.remove("n1")
+        with pytest.raises(NoSuchNode):
+            bus.remove("stranger")
+
+
+async def test_an_added_address_joins_two_clusters_of_one(autojump_clock):
+    async with cluster_of(1) as cluster:
+        await cluster.add("n2", seeds=[])
+        assert cluster.nodes["n2"].statuses() == {"n2": "active"}
+
+        cluster.nodes["n2"].bus.add(SEED)
+
+        await cluster.everyone_active()
+
+
+async def test_ranks_are_different_and_count_those_who_listen(autojump_clock):
+    async with cluster_of(3) as cluster:
+        for name in ("n1", "n3"):
+            listen(cluster.nodes[name], "work")
+        bus = cluster.nodes["n3"].bus
+        await eventually(lambda: bus.rank("work") == (1, 2))
+
+        assert cluster.nodes["n1"].bus.rank("work") == (0, 2)
+        assert cluster.nodes["n2"].bus.rank("work") is None
+
+
+async def test_several_clusters_share_one_listener(autojump_clock):
+    async with cluster_of(2, clusters=("voip", "billing")) as cluster:
+        billing = [node.agent.buses["billing"] for node in cluster.nodes.values()]
+
+        await eventually(lambda: all(len(bus.members()) == 2 for bus in billing))
+        results = await billing[0].broadcast("x", b"")
+
+        assert results == {"n2": ResultCode.NOT_FOUND}
+
+
+async def test_routes_answer_requests_and_are_told_to_the_others(autojump_clock, tmp_path):
+    file = tmp_path / "routes.py"
+    file.write_text(ROUTES)
+    async with cluster_of(2, routes=file) as cluster:
+        bus = cluster.nodes["n1"].bus
+
+        reply = await bus.request("locate", "n2", "alice").first()
+
+        assert reply is not None
+        assert reply.text == "here"
+        assert bus.members()[1].channels == ("locate", "news")
+        assert (await bus.broadcast("news", b"x")) == {"n2": ResultCode.OK}
+
+
+async def test_a_reload_swaps_the_routes_or_leaves_them(autojump_clock, tmp_path):
+    file = tmp_path / "routes.py"
+    file.write_text(ROUTES)
+    async with cluster_of(1, routes=file) as cluster:
+        agent = cluster.nodes["n1"].agent
+        file.write_text("nonsense(")
+        with pytest.raises(RouteError):
+            await agent.reload()
+        assert agent.buses["voip"].rank("locate") == (0, 1)
+
+        file.write_text(ROUTES.replace("locate", "find"))
+        said = await agent.reload()
+
+        assert said == "2 routes"
+        assert agent.buses["voip"].rank("find") == (0, 1)
+        assert agent.buses["voip"].rank("locate") is None
+
+
+async def test_members_are_remembered_when_every_notification_address_is_gone(
+    autojump_clock, tmp_path
+):
+    async with cluster_of(1) as cluster:
+        await cluster.add("n2", state_dir=tmp_path / "n2")
+        await cluster.everyone_active()
+        await trio.sleep(10)
+        before = cluster.nodes["n2"].bus.members()[0].incarnation
+        await cluster.nodes["n2"].leave()
+
+        again = await cluster.add("n2", seeds=[], state_dir=tmp_path / "n2")
+
+        await cluster.everyone_active()
+        assert again.bus.members()[0].incarnation > before
+
+
+async def test_two_agents_cannot_share_a_state_directory(autojump_clock, tmp_path):
+    async with cluster_of(1, state_dir=tmp_path) as cluster:
+        twin = Agent(
+            agent_settings("n2", "tcp://10.0.0.2:5062", state_dir=tmp_path),
+            transport=cluster.network.transport(host_of("n2")),
+            has_control=False,
+        )
+
+        with pytest.raises(StateError, match=f"is used by process {os.getpid()}"):
+            await twin.run()
+
+
+async def test_a_second_agent_with_the_same_node_id_says_so_and_ends(autojump_clock):
+    async with cluster_of(2) as cluster:
+        twin = Agent(
+            agent_settings("n2", "tcp://10.0.0.9:5062", [SEED]),
+            transport=cluster.network.transport("10.0.0.9"),
+            resolver=cluster.resolver,
+            has_control=False,
+        )
+
+        with trio.fail_after(60), pytest.raises(DuplicateNodeId, match="n2"):
+            await twin.run()
+
+        assert cluster.nodes["n1"].statuses() == {"n1": "active", "n2": "active"}
+
+
+async def test_an_address_in_use_is_an_error_of_its_own(autojump_clock):
+    async with cluster_of(1) as cluster:
+        twin = Agent(
+            agent_settings("n2", SEED),
+            transport=cluster.network.transport(host_of("n1")),
+            has_control=False,
+        )
+
+        with pytest.raises(AddressInUse, match="10.0.0.1:5062"):
+            await twin.run()
+
+
+async def test_without_insecure_only_loopback_is_allowed():
+    agent = Agent(agent_settings("n1", "tcp://0.0.0.0:5062", insecure=False), has_control=False)
+
+    with pytest.raises(ConfigError, match=r"node\.listen.*insecure = true"):
+        await agent.run()

@@ -238,7 +238,7 @@ def _may_follow(before: str | None, previous: str) -> bool:
     """Tell whether an observer that said `before` may go on from `previous`."""
     if previous == "new":
         return before in (None, "removed", "left")
-    if before == "removed" and previous == "not_active":
+    if before in ("removed", "left") and previous == "not_active":
         return True  # a larger incarnation was heard of, which raises no event by itself
     return before in (None, previous)
 

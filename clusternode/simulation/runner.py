@@ -30,7 +30,8 @@ PROGRESS_INTERVAL: Seconds = 5.0
 UNCONDITIONAL = "no-node-fails"
 """What holds in every scenario, whatever it names."""
 
-Progress = Callable[[Seconds], None]
+Progress = Callable[[Seconds, Seconds], None]
+"""Told the virtual time and the duration of the story."""
 
 
 @attrs.frozen(kw_only=True)
@@ -49,7 +50,7 @@ class RunResult:
 
 
 def run(scenario: Scenario, seed: int, *, progress: Progress | None = None) -> RunResult:
-    """Live through a story once. `progress` is told the virtual time, a few hundred times."""
+    """Live through a story once."""
     world = World(scenario.plan, seed)
     violations = live(world, scenario, progress)
     shown = [attrs.evolve(v, at=v.at - TIME_ZERO) for v in violations]
@@ -72,9 +73,9 @@ def live(world: World, scenario: Scenario, progress: Progress | None = None) -> 
     _prepare(world, scenario, end)
     try:
         for hope in scenario.eventually:
-            _run_until(world, TIME_ZERO + hope.by, progress)
+            _run_until(world, TIME_ZERO + hope.by, scenario, progress)
             violations += _broken_hopes(world, hope)
-        _run_until(world, end, progress)
+        _run_until(world, end, scenario, progress)
         view = View(world.now, world.snapshots(), world.history)
     except CoreFailed:
         return _faults_of_core(world)
@@ -106,13 +107,13 @@ def _sample(world: World, interval: Seconds, end: Instant) -> None:
         world.after(interval, _sample, world, interval, end)
 
 
-def _run_until(world: World, limit: Instant, progress: Progress | None) -> None:
+def _run_until(world: World, limit: Instant, scenario: Scenario, progress: Progress | None) -> None:
     if progress is None:
         world.run_until(limit)
         return
     while world.now < limit:
         world.run_until(min(limit, world.now + PROGRESS_INTERVAL))
-        progress(world.now - TIME_ZERO)
+        progress(world.now - TIME_ZERO, scenario.duration)
 
 
 def _broken_hopes(world: World, hope: Hope) -> list[Violation]:

@@ -1,0 +1,237 @@
+"""`clusternode simulate`: many nodes in virtual time, from a story and a seed."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import multiprocessing
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from clusternode.cli.output import complain, note, print_json, print_table
+from clusternode.cli.parsing import (
+    CLUSTER_SAID_NO,
+    OK,
+    USAGE,
+    Parsers,
+    add_command,
+    add_json_option,
+)
+from clusternode.errors import ScenarioError
+from clusternode.simulation import swarm
+from clusternode.simulation.runner import Progress, RunResult
+from clusternode.simulation.runner import run as run_story
+from clusternode.simulation.scenario import Scenario, load
+
+SEEDS_MAX = 1_000_000
+"""Of one call: a larger range is a slip of the pen."""
+JOBS_MAX = 256
+NEWEST_COLLECTED_AFTER = 50_000
+"""Objects of a world live long; looking at the young ones less often saves a tenth of the time."""
+
+
+@attrs.frozen
+class Job:
+    """One run: a story of a file, or, without a file, of the swarm."""
+
+    file: Path | None
+    seed: int | None
+    """None: the seed that the file names."""
+    nodes: int | None
+
+    def scenario(self) -> Scenario:
+        if self.file is None:
+            return swarm.draw(self.seed or 0)
+        return load(self.file, nodes=self.nodes)
+
+    def command(self, seed: int) -> str:
+        """Return the command that repeats the run."""
+        words = ["clusternode", "simulate"]
+        words += ["--swarm"] if self.file is None else [str(self.file)]
+        words += ["--seed", str(seed)]
+        if self.nodes is not None:
+            words += ["--nodes", str(self.nodes)]
+        return shlex.join(words)
+
+
+def add_parser(parsers: Parsers) -> None:
+    parser = add_command(
+        parsers,
+        "simulate",
+        run=run,
+        summary="live through stories of many nodes in virtual time",
+        text="The nodes are those of the agent; hosts, links, DNS and time are simulated.\n"
+        "Equal seeds give equal runs. Status 1: something that must hold did not.",
+        examples="clusternode simulate scenarios/*.toml\n"
+        "clusternode simulate scenarios/split-heals.toml --seeds 1..100 --jobs 2\n"
+        "clusternode simulate --swarm --seeds 1..50",
+    )
+    parser.add_argument("files", metavar="FILE", nargs="*", type=Path, help="stories, in TOML")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", metavar="N", type=_seed, help="default: what the story says, or 1")
+    seeds.add_argument("--seeds", metavar="A..B", type=_seeds, help="one run for each of these")
+    parser.add_argument("--jobs", metavar="N", type=_count(JOBS_MAX), default=1,
+                        help="how many runs at a time; default 1")  # fmt: skip
+    parser.add_argument("--nodes", metavar="N", type=_count(5000),
+                        help="instead of the number of nodes in the story")  # fmt: skip
+    parser.add_argument(
+        "--swarm", action="store_true", help="random clusters and faults, drawn from each seed"
+    )
+    add_json_option(parser, "print an array with one object for each run")
+
+
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number") from None
+    if seed < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected at least 0")
+    return seed
+
+
+def _seeds(text: str) -> range:
+    first, separator, last = text.partition("..")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected A..B")
+    seeds = range(_seed(first), _seed(last) + 1)
+    if not 1 <= len(seeds) <= SEEDS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 to {SEEDS_MAX} seeds")
+    return seeds
+
+
+def _count(most: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        number = _seed(text)
+        if not 1 <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected 1 to {most}")
+        return number
+
+    return count
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if bool(arguments.files) == arguments.swarm:
+        complain("simulate: expected either files with stories, or --swarm")
+        return USAGE
+    if arguments.swarm and arguments.nodes is not None:
+        complain("simulate: --nodes: the swarm draws its own number of nodes")
+        return USAGE
+    jobs = list(_jobs(arguments))
+    try:
+        for file in arguments.files:  # a wrong story is said before hours of right ones
+            load(file, nodes=arguments.nodes)
+    except ScenarioError as error:
+        complain(str(error))
+        return USAGE
+    results = []
+    for job, result in _run_all(jobs, arguments.jobs):
+        results.append(result)
+        if not result.ok and not arguments.json:
+            _explain(job, result)
+    if arguments.json:
+        print_json([_as_object(job, result) for job, result in zip(jobs, results, strict=True)])
+    else:
+        _print_results(results)
+    return OK if all(result.ok for result in results) else CLUSTER_SAID_NO
+
+
+def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
+    files: Sequence[Path | None] = [None] if arguments.swarm else arguments.files
+    default = 1 if arguments.swarm else None
+    single = default if arguments.seed is None else arguments.seed
+    seeds: Sequence[int | None] = [single] if arguments.seeds is None else arguments.seeds
+    for file, seed in itertools.product(files, seeds):
+        yield Job(file, seed, arguments.nodes)
+
+
+def _run_all(jobs: Sequence[Job], at_a_time: int) -> Iterator[tuple[Job, RunResult]]:
+    """Yield results in the order of the jobs, each as soon as those before it are there."""
+    is_terminal = sys.stderr.isatty()
+    if at_a_time == 1:
+        for job in jobs:
+            yield job, run_job(job, progress=_progress(job) if is_terminal else None)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_a_time, mp_context=context) as pool:
+        for done, (job, result) in enumerate(zip(jobs, pool.map(run_job, jobs), strict=True), 1):
+            if is_terminal:
+                _show(f"{done} of {len(jobs)} runs" if done < len(jobs) else "")
+            yield job, result
+
+
+def run_job(job: Job, progress: Progress | None = None) -> RunResult:
+    """Do one run."""
+    scenario = job.scenario()
+    gc.collect()
+    gc.freeze()  # what was imported and read need not be looked at again
+    before = gc.get_threshold()
+    gc.set_threshold(NEWEST_COLLECTED_AFTER, *before[1:])
+    try:
+        seed = scenario.seed if job.seed is None else job.seed
+        return run_story(scenario, seed, progress=progress)
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
+def _progress(job: Job) -> Progress:
+    name = "swarm" if job.file is None else job.file.stem
+
+    def progress(virtual_s: float, duration: float) -> None:
+        is_done = virtual_s >= duration
+        _show("" if is_done else f"{name}: {virtual_s:.0f} s of {duration:.0f} s")
+
+    return progress
+
+
+def _show(text: str) -> None:
+    """Replace the last line of the terminal."""
+    sys.stderr.write(f"\r\x1b[K{text}")
+    sys.stderr.flush()
+
+
+def _explain(job: Job, result: RunResult) -> None:
+    note(f"{result.name}, seed {result.seed}:")
+    for violation in result.violations:
+        note(f"  {violation.at:.3f} s  {violation.invariant}: {violation.detail}")
+    note(f"  repeat it: {job.command(result.seed)}")
+
+
+def _print_results(results: Sequence[RunResult]) -> None:
+    rows = [
+        [
+            result.name,
+            result.seed,
+            "ok" if result.ok else f"{len(result.violations)} violations",
+            f"{result.virtual_s:.0f} s",
+            result.messages,
+            result.digest,
+        ]
+        for result in results
+    ]
+    print_table(["STORY", "SEED", "RESULT", "VIRTUAL", "MESSAGES", "DIGEST"], rows)
+
+
+def _as_object(job: Job, result: RunResult) -> dict[str, Any]:
+    return {
+        "name": result.name,
+        "seed": result.seed,
+        "ok": result.ok,
+        "digest": result.digest,
+        "virtual_s": round(result.virtual_s, 6),
+        "messages": result.messages,
+        "inputs": result.inputs,
+        "violations": [
+            {"invariant": v.invariant, "at_s": round(v.at, 6), "detail": v.detail}
+            for v in result.violations
+        ],
+        "command": job.command(result.seed),
+    }

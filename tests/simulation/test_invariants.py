@@ -1,0 +1,309 @@
+"""Every invariant finds a hand-made violation, and is content with the same story told well."""
+
+from __future__ import annotations
+
+import pytest
+
+from clusternode.core.effects import Outcome
+from clusternode.core.snapshots import MemberSnapshot, NodeSnapshot
+from clusternode.core.types import ChannelName, Incarnation, NodeId, ResultCode
+from clusternode.simulation.history import (
+    DeliveryFact,
+    Disturbance,
+    HandlingFact,
+    History,
+    LifeFact,
+    OutboxSample,
+    ReplyMade,
+    RequestFact,
+    StatusFact,
+)
+from clusternode.simulation.invariants import ALWAYS, EVENTUALLY, View, violations_of
+
+ONE, TWO, THREE = NodeId("n1"), NodeId("n2"), NodeId("n3")
+KEY, LATER, QUESTION, ANSWER = "m/n1/1/1", "m/n1/1/2", "q/n1/1/3", "r/n2/1/1"
+NOW = 100.0
+
+
+def history() -> History:
+    """Tell a story in which all is well: two messages, a request, a member that left."""
+    told = History()
+    for node_id in (ONE, TWO, THREE):
+        told.lives[node_id] = [LifeFact(node_id, 1, 0.0)]
+    told.lives[THREE][0].leaving_since, told.lives[THREE][0].ended = 50.0, 50.5
+    told.lives[THREE][0].how = "left"
+    for key, at in ((KEY, 10.0), (LATER, 11.0)):
+        sent = DeliveryFact(key, ONE, 1, ChannelName("news"), at)
+        sent.fanouts.append([TWO])
+        sent.results.append((at + 0.2, TWO, ResultCode.OK))
+        told.deliveries[key] = sent
+        call = HandlingFact(key, TWO, 1, at + 0.1, at + 0.2, ResultCode.OK)
+        told.handlings[key, TWO].append(call)
+        told.arrivals.append((key, TWO, 1))
+    asked = RequestFact(QUESTION, ONE, 1, 20.0, 5.0)
+    asked.asked.append([TWO])
+    asked.replies.append((20.1, TWO, ANSWER))
+    asked.finished.append((20.2, TWO, Outcome.REPLIED, ResultCode.OK))
+    asked.ended.append(20.2)
+    told.requests[QUESTION] = asked
+    told.replies_made[ANSWER] = ReplyMade(QUESTION, TWO, 1)
+    told.statuses.append(StatusFact(1.0, ONE, 1, THREE, "active", "new", ""))
+    told.statuses.append(StatusFact(50.2, ONE, 1, THREE, "left", "active", ""))
+    told.outboxes.append(OutboxSample(30.0, ONE, TWO, 10, 100))
+    return told
+
+
+def row(node_id: NodeId, status: str = "active", incarnation: int = 1) -> MemberSnapshot:
+    return MemberSnapshot(
+        node_id=node_id,
+        address="tcp://10.0.0.1:5062",
+        status=status,
+        fail_count=0,
+        incarnation=Incarnation(incarnation),
+        version=1,
+        last_seen_s=0.0,
+        tags={},
+        channels=(),
+        local=False,
+        priority=50,
+        link="direct",
+        round_trip_s=None,
+        notification=False,
+        remote="",
+        outbox_bytes=0,
+    )
+
+
+def shown(node_id: NodeId, *rows: MemberSnapshot, digest: int = 7) -> NodeSnapshot:
+    return NodeSnapshot(
+        node_id=node_id,
+        cluster="simulated",
+        incarnation=Incarnation(1),
+        digest=digest,
+        members=rows,
+        addresses=(),
+        counters={},
+    )
+
+
+def view(told: History, **changed: NodeSnapshot) -> View:
+    rows = (row(ONE), row(TWO), row(THREE, "left"))
+    snapshots = {ONE: shown(ONE, *rows), TWO: shown(TWO, *rows)}
+    snapshots.update({NodeId(name): snapshot for name, snapshot in changed.items()})
+    return View(NOW, snapshots, told)
+
+
+def no_result(told):
+    told.deliveries[KEY].results.clear()
+
+
+def two_results(told):
+    told.deliveries[KEY].results.append((12.0, TWO, ResultCode.TIMEOUT))
+
+
+def result_of_a_stranger(told):
+    told.deliveries[KEY].results.append((12.0, THREE, ResultCode.OK))
+
+
+def result_too_late(told):
+    told.deliveries[KEY].results[:] = [(90.0, TWO, ResultCode.OK)]
+
+
+def never_fanned_out(told):
+    told.deliveries[KEY].fanouts.clear()
+
+
+def ok_but_never_handled(told):
+    told.handlings.clear()
+
+
+def ok_but_not_yet_ended(told):
+    told.handlings[KEY, TWO][0].ended = 10.3
+
+
+def refused_but_handled(told):
+    told.deliveries[KEY].results[:] = [(10.2, TWO, ResultCode.NOT_FOUND)]
+
+
+def handled_again_by_the_next_life(told):
+    told.handlings[KEY, TWO].append(HandlingFact(KEY, TWO, 2, 12.0))
+
+
+def out_of_order(told):
+    told.arrivals.reverse()
+
+
+def asked_node_never_finished(told):
+    told.requests[QUESTION].finished.clear()
+
+
+def finished_twice(told):
+    told.requests[QUESTION].finished *= 2
+
+
+def never_ended(told):
+    told.requests[QUESTION].ended.clear()
+
+
+def ended_late(told):
+    told.requests[QUESTION].ended[:] = [26.0]
+
+
+def said_to_reply_but_did_not(told):
+    told.requests[QUESTION].replies.clear()
+
+
+def reply_of_a_former_life(told):
+    told.replies_made[ANSWER] = ReplyMade("q/n1/0/3", TWO, 1)
+
+
+def reply_twice(told):
+    told.requests[QUESTION].replies *= 2
+
+
+def no_edge(told):
+    told.statuses.append(StatusFact(60.0, ONE, 1, TWO, "removed", "active", ""))
+
+
+def a_jump(told):
+    told.statuses.insert(1, StatusFact(2.0, ONE, 1, THREE, "disabled", "not_active", ""))
+
+
+def flapping(told):
+    told.statuses.append(StatusFact(60.0, ONE, 1, TWO, "not_active", "active", ""))
+
+
+def a_ghost(told):
+    told.statuses.append(StatusFact(60.0, ONE, 1, THREE, "active", "left", ""))
+
+
+def a_removed_one_is_back(told):
+    told.statuses.append(StatusFact(60.0, ONE, 1, THREE, "removed", "left", ""))
+
+
+def left_without_a_stop(told):
+    told.statuses.append(StatusFact(60.0, ONE, 1, TWO, "left", "active", ""))
+
+
+def a_stop_without_an_end(told):
+    told.lives[THREE][0].ended = 60.0
+
+
+def a_full_outbox(told):
+    told.outboxes.append(OutboxSample(30.0, ONE, TWO, 101, 100))
+
+
+def an_exception(told):
+    told.faults_of_core.append((30.0, ONE, "AssertionError"))
+
+
+def a_withdrawal(told):
+    told.lives[THREE][0].how = "withdrew"
+
+
+VIOLATED = {
+    "exactly-one-final-result": [
+        no_result,
+        two_results,
+        result_of_a_stranger,
+        result_too_late,
+        never_fanned_out,
+    ],
+    "true-results": [ok_but_never_handled, ok_but_not_yet_ended, refused_but_handled],
+    "no-duplicate-delivery": [handled_again_by_the_next_life],
+    "order-per-origin-and-channel": [out_of_order],
+    "replies-accounted": [
+        asked_node_never_finished,
+        finished_twice,
+        never_ended,
+        ended_late,
+        said_to_reply_but_did_not,
+        reply_of_a_former_life,
+        reply_twice,
+    ],
+    "health-follows-table": [no_edge, a_jump],
+    "no-flapping-without-fault": [flapping],
+    "no-ghost-returns": [a_ghost, a_removed_one_is_back],
+    "left-means-left": [left_without_a_stop, a_stop_without_an_end],
+    "bounded-queues": [a_full_outbox],
+    "no-node-fails": [an_exception, a_withdrawal],
+}
+
+
+def test_every_invariant_has_its_violation():
+    assert VIOLATED.keys() == ALWAYS.keys()
+
+
+@pytest.mark.parametrize("name", ALWAYS)
+def test_a_story_told_well_is_accepted(name):
+    assert violations_of(name, ALWAYS[name], view(history())) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [(name, spoil) for name, spoils in VIOLATED.items() for spoil in spoils],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_violation_is_found(name, spoil):
+    told = history()
+    spoil(told)
+
+    assert violations_of(name, ALWAYS[name], view(told))
+
+
+def test_what_a_partition_hides_is_no_flapping():
+    told = history()
+    flapping(told)
+    told.disturbances.append(
+        Disturbance("block", 55.0, frozenset({ONE}), frozenset({TWO}), until=57.0)
+    )
+
+    assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told)) == []
+
+
+def test_a_partition_of_others_is_no_excuse():
+    told = history()
+    flapping(told)
+    told.disturbances.append(Disturbance("block", 55.0, frozenset({ONE}), frozenset({THREE})))
+
+    assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told))
+
+
+def test_a_killed_caller_needs_no_results():
+    told = history()
+    no_result(told)
+    told.lives[ONE][0].ended = 10.1
+
+    assert violations_of("x", ALWAYS["exactly-one-final-result"], view(told)) == []
+
+
+@pytest.mark.parametrize("name", EVENTUALLY)
+def test_a_good_end_is_accepted(name):
+    assert violations_of(name, EVENTUALLY[name], view(history())) == []
+
+
+ALL = (row(ONE), row(TWO), row(THREE, "left"))
+
+
+@pytest.mark.parametrize(
+    ("name", "snapshot"),
+    [
+        ("everyone-sees-everyone", shown(ONE, row(ONE))),
+        ("everyone-sees-everyone", shown(ONE, row(ONE), row(TWO, "not_active"))),
+        ("everyone-sees-everyone", shown(ONE, row(ONE), row(TWO, incarnation=9))),
+        ("everyone-sees-everyone", shown(ONE, row(ONE), row(TWO), row(THREE))),
+        ("the-dead-are-removed", shown(ONE, *ALL[:2], row(THREE, "not_active"))),
+        ("leavers-are-left", shown(ONE, *ALL[:2], row(THREE, "not_active"))),
+        ("converged-digests", shown(ONE, *ALL, digest=8)),
+    ],
+)
+def test_a_bad_end_is_found(name, snapshot):
+    assert violations_of(name, EVENTUALLY[name], view(history(), n1=snapshot))
+
+
+@pytest.mark.parametrize("spoil", [no_result, never_ended])
+def test_whoever_waits_is_found(spoil):
+    told = history()
+    spoil(told)
+
+    assert violations_of("nobody-waits", EVENTUALLY["nobody-waits"], view(told))

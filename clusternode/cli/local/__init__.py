@@ -1,0 +1,1 @@
+"""Agents as processes on this machine's loopback, for `demo` and `bench`."""

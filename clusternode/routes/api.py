@@ -16,7 +16,6 @@ from clusternode.errors import RouteError
 from clusternode.routes.table import HandlerFunction, Kind, RouteTable, make_handler
 
 Function = TypeVar("Function", bound=HandlerFunction)
-Decorator = Callable[[Function], Function]
 
 table_being_loaded: ContextVar[RouteTable | None] = ContextVar("table_being_loaded", default=None)
 buses_of_agent: ContextVar[Mapping[str, Bus] | None] = ContextVar("buses_of_agent", default=None)
@@ -31,7 +30,7 @@ def message(
     thread: bool = False,
     time_limit: Seconds | None = None,
     via: str | None = None,
-) -> Decorator[Function]:
+) -> Callable[[Function], Function]:
     """Handle the messages of a channel; the function gets an `IncomingMessage`.
 
     Args:
@@ -64,7 +63,7 @@ def request(
     thread: bool = False,
     time_limit: Seconds | None = None,
     via: str | None = None,
-) -> Decorator[Function]:
+) -> Callable[[Function], Function]:
     """Answer the requests of a channel; the function gets an `IncomingRequest`.
 
     What it returns is one reply (bytes, str, or a dict or list as JSON); None is nothing to say.
@@ -85,13 +84,15 @@ def event(
     thread: bool = False,
     time_limit: Seconds | None = None,
     via: str | None = None,
-) -> Decorator[Function]:
+) -> Callable[[Function], Function]:
     """Handle events; the function gets an `IncomingEvent`.
 
     Args:
         name: Name or alias of an event, or a shell wildcard over them (`peer:*`).
         filters: Parameter → shell wildcard; all must match.
-        thread: As in `message`, and so are the others.
+        thread: As in `message`.
+        time_limit: As in `message`.
+        via: Only events of this cluster; None: of all, and those of `raise_event`.
     """
 
     def decorate(function: Function) -> Function:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import attrs
 import trio
@@ -65,7 +65,9 @@ class AgentContext:
     @property
     def bus(self) -> Bus:
         """The bus of the default cluster; in the other contexts: of where it came from."""
-        return next(iter(self._services.buses.values()))
+        for bus in self._services.buses.values():
+            return bus
+        raise RouteError("this agent is in no cluster yet")
 
     @property
     def events(self) -> EventHub:
@@ -124,7 +126,7 @@ class IncomingMessage(AgentContext):
         """The body as UTF-8; what is not UTF-8 becomes U+FFFD."""
         return self._wire.body.decode("utf-8", "replace")
 
-    def json(self) -> Any:
+    def json(self) -> Any:  # noqa: ANN401  # whatever the body says
         """Read the body as JSON.
 
         Raises:
@@ -194,7 +196,7 @@ class Hold:
         if request is not None:
             request.hold_ended()
 
-    def __enter__(self) -> Hold:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -243,7 +245,7 @@ class IncomingRequest(AgentContext):
         """The body as UTF-8; what is not UTF-8 becomes U+FFFD."""
         return self._wire.body.decode("utf-8", "replace")
 
-    def json(self) -> Any:
+    def json(self) -> Any:  # noqa: ANN401  # whatever the body says
         """Read the body as JSON.
 
         Raises:
@@ -357,7 +359,7 @@ class IncomingEvent(AgentContext):
         """Parameter → JSON value."""
         return self._view.parameters
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # a JSON value
         try:
             return self._view.parameters[name]
         except KeyError:

@@ -28,7 +28,7 @@ from clusternode.core.events import (
     RouteFailed,
     RoutesReloaded,
 )
-from clusternode.core.types import ChannelName, NodeId, ResultCode, Seconds
+from clusternode.core.types import ChannelName, ResultCode, Seconds
 from clusternode.core.wire import messages as wire
 from clusternode.errors import ClusternodeError, Overloaded, RouteError
 from clusternode.routes.api import buses_of_agent
@@ -37,7 +37,6 @@ from clusternode.routes.contexts import (
     AgentContext,
     BackgroundFunction,
     IncomingEvent,
-    IncomingMessage,
     IncomingRequest,
 )
 from clusternode.routes.events import (
@@ -354,11 +353,11 @@ class Dispatcher:
         """Count and report what a handler raised, at a limited rate; say how its item ends."""
         if isinstance(error, Refuse):
             return error.code
-        handler.failures += 1
+        handler.stats.failures += 1
         self.counters["failures"] += 1
         now = clock()
-        if now - handler.reported_at < REPORT_INTERVAL:
-            handler.unreported += 1
+        if now - handler.stats.reported_at < REPORT_INTERVAL:
+            handler.stats.unreported += 1
             return ResultCode.FAILED
         title = handler.name
         if isinstance(context, BackgroundCall):
@@ -366,10 +365,15 @@ class Dispatcher:
         reason = f"{type(error).__name__}: {error}"
         trace = None if isinstance(error, ClusternodeError) else error
         logger.error(
-            "route %s: %s (%d more not shown)", title, reason, handler.unreported, exc_info=trace
+            "route %s: %s (%d more not shown)",
+            title,
+            reason,
+            handler.stats.unreported,
+            exc_info=trace,
         )
-        handler.reported_at, handler.unreported = now, 0
-        if not (isinstance(context, IncomingEvent) and context.name == RouteFailed.NAME):
+        handler.stats.reported_at, handler.stats.unreported = now, 0
+        is_loop = isinstance(context, IncomingEvent) and context.name == RouteFailed.NAME
+        if self._buses and not is_loop:
             bus = context.bus
             self.observed(bus, RouteFailed(bus.name, title, reason))
         return ResultCode.FAILED
@@ -377,14 +381,14 @@ class Dispatcher:
     async def _run_hooks(self, kind: Kind) -> None:
         context = AgentContext(self)
         for handler in self._table.of_kind(kind):
-            handler.calls += 1
+            handler.stats.calls += 1
             limit = handler.time_limit or self._settings.time_limit
             with trio.move_on_after(limit) as scope:
                 try:
                     result = handler.function(context)
                     if handler.waits:
                         await result
-                except (Exception, SystemExit) as error:  # user code
+                except (Exception, SystemExit) as error:  # noqa: BLE001  # user code
                     self._failed(handler, context, error)
             if scope.cancelled_caught:
                 self._failed(handler, context, RouteError(f"stopped after {limit:g} s"))

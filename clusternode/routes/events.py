@@ -16,7 +16,7 @@ import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import trio
@@ -145,7 +145,7 @@ class Waiter:
         self._arrived = trio.Event()
         self._subscription: Subscription | None = None
 
-    async def __aenter__(self) -> Waiter:
+    async def __aenter__(self) -> Self:
         name, filters = self._wanted
         self._subscription = self._hub.on_event(name, self._take, filters)
         return self
@@ -161,9 +161,8 @@ class Waiter:
         self._events.append(view)
         self._arrived.set()
 
-    async def get(self, timeout: Seconds = REQUEST_TIMEOUT) -> EventView:  # noqa: ASYNC109  # the
-        # time limit belongs to the question, as in OpenSIPS; math.inf waits for ever
-        """Return the next event that matches.
+    async def get(self, timeout: Seconds = REQUEST_TIMEOUT) -> EventView:
+        """Return the next event that matches; `math.inf` waits for ever.
 
         Raises:
             RequestTimeout: None came in time.
@@ -242,7 +241,7 @@ class EventStream:
         self._send.close()
         self._receive.close()
 
-    def __enter__(self) -> EventStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import attrs
 import trio
@@ -119,7 +118,6 @@ class Planner:
                 if group is None:
                     group = groups[channel] = self._make_group(kind, channel)
                 group.handlers = handlers
-                group.is_inline = handlers[0].handling == "inline"
 
     def event_group(self, handler: Handler) -> Group:
         """Make the queue of one event route: of its own, so that it delays nobody else."""
@@ -162,7 +160,7 @@ class _InThread:
     function: HandlerFunction
     limiter: trio.CapacityLimiter
 
-    async def __call__(self, context: AgentContext) -> Any:
+    async def __call__(self, context: AgentContext) -> object:
         """Run it; when its time is up, the thread is left to itself.
 
         Raises:
@@ -175,7 +173,6 @@ class _InThread:
         )
 
 
-def as_is(arrivals: object, item: Any, /) -> AgentContext:
+def as_is(arrivals: object, item: AgentContext, /) -> AgentContext:
     """Take an item that already is the argument of its handlers."""
-    context: AgentContext = item
-    return context
+    return item

@@ -38,7 +38,8 @@ Held = Callable[["Group", AgentContext, int, ResultCode], None]
 class Make(Protocol):
     """Makes the argument of the handlers."""
 
-    def __call__(self, arrivals: Any, item: Any, /) -> AgentContext: ...
+    def __call__(self, arrivals: Any, item: Any, /) -> AgentContext:  # noqa: ANN401  # per kind
+        ...
 
 
 @attrs.define(eq=False)
@@ -75,7 +76,6 @@ class Group:
     size_max: int
     """How many items may wait or run."""
     is_ordered: bool = True
-    is_inline: bool = False
     reports_queued: bool = False
     """Whether 202 is the result, at once."""
     budget: Budget = attrs.Factory(lambda: Budget())
@@ -85,6 +85,11 @@ class Group:
     """Whether items were refused and it has not been half empty since."""
     blocked: deque[Lane] = attrs.Factory(deque)
     lanes: dict[str, Lane] = attrs.Factory(dict)  # origin → its lane; one lane if unordered
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether items are handled where they were read. Handlers of one channel agree."""
+        return bool(self.handlers) and self.handlers[0].handling == "inline"
 
 
 @attrs.define(eq=False)
@@ -167,12 +172,13 @@ class Runner:
                     result = handler.function(context)
                     if result is not None:
                         _take(context, result)
-                except (Exception, SystemExit) as error:  # user code
+                except (Exception, SystemExit) as error:  # noqa: BLE001  # user code
                     failure = self.failed(handler, context, error)
                     code = failure if code is ResultCode.OK else code
                 now = clock()
-                handler.calls += 1
-                handler.seconds += now - before
+                stats = handler.stats
+                stats.calls += 1
+                stats.seconds += now - before
             if context.is_held:
                 self.held(group, context, ticket, code)
             else:
@@ -230,7 +236,11 @@ class Worker:
         self.expired: tuple[Handler, AgentContext, Seconds] | None = None
         """Whose time limit was exceeded last."""
         self.interrupted: tuple[int, AgentContext, tuple[Handler, ...]] | None = None
-        """Ticket, argument and remaining handlers of the item that is being handled."""
+        """Ticket, argument and handlers of the item that is being handled."""
+        self.index = 0
+        """Which of these handlers is running."""
+        self.now = 0.0
+        """When the last handler ended."""
 
     async def run(self) -> None:
         """Work until there is nothing to do and enough others are parked."""
@@ -264,25 +274,29 @@ class Worker:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def _run_lane(self, lane: Lane, group: Group) -> None:
+        """Run one batch of a lane."""
+        if not lane.batches:
+            return
         lane.workers += 1
         group.running += 1
         try:
-            while lane.batches:
-                batch = lane.batches.popleft()
-                self.current = (lane, batch)
-                if any(handler.waits for handler in group.handlers):
-                    await self._run_waiting(group, batch)
-                else:
-                    while not self.runner.run_plain(group, batch, self.done, self.until):
-                        await self._give_way(group, batch)
-                self.done = self.runner.flush(group, batch, self.done)
+            batch = lane.batches.popleft()
+            self.current = (lane, batch)
+            if any(handler.waits for handler in group.handlers):
+                await self._run_waiting(group, batch)
+            else:
+                while not self.runner.run_plain(group, batch, self.done, self.until):
+                    await self._give_way(group, batch)
+            self.done = self.runner.flush(group, batch, self.done)
         finally:
             lane.workers -= 1
             group.running -= 1
-        if not lane.workers and not lane.batches and not lane.is_queued:
-            group.lanes.pop(lane.key, None)
         if group.blocked:
             self.runner.ready.append(group.blocked.popleft())
+        if lane.batches:
+            self.runner.offer(lane)  # behind the others: nobody starves
+        elif not lane.workers and not lane.is_queued:
+            group.lanes.pop(lane.key, None)
 
     async def _give_way(self, group: Group, batch: Batch) -> None:
         """Let the rest of the agent run: the slice is over."""
@@ -296,10 +310,12 @@ class Worker:
             with trio.CancelScope() as self.scope:
                 if self.interrupted is not None:
                     ticket, context, handlers = self.interrupted
+                    handlers = handlers[self.index + 1 :]
                     await self._handle(group, ticket, context, handlers, ResultCode.FAILED)
                 if not self.scope.cancel_called and await self._drain(group, batch):
                     return
             if self.scope.cancelled_caught and self.expired is not None:
+                self.runner.monitor.context = None
                 handler, context, limit = self.expired
                 self.runner.failed(handler, context, RequestTimeout(f"stopped after {limit:g} s"))
 
@@ -313,7 +329,7 @@ class Worker:
             await self._handle(group, ticket, make(arrivals, item), handlers, ResultCode.OK)
             if self.scope.cancel_called:
                 return False
-            if clock() > self.until:
+            if self.now > self.until:
                 await self._give_way(group, batch)
         return True
 
@@ -327,23 +343,26 @@ class Worker:
     ) -> None:
         """Run handlers for one item. Leaves what remains in `interrupted` if it is cancelled."""
         monitor = self.runner.monitor
-        for index, handler in enumerate(handlers):
-            self.interrupted = (ticket, context, handlers[index + 1 :])
-            monitor.context, monitor.handler = context, handler
-            before = clock()
-            handler.calls += 1
+        self.interrupted = (ticket, context, handlers)
+        before = clock()
+        for self.index, handler in enumerate(handlers):
+            monitor.context = context
+            monitor.handler = handler
+            handler.stats.calls += 1
             try:
                 result = handler.function(context)
                 if handler.waits:
                     result = await self._drive(result, handler, context)
                 if result is not None:
                     _take(context, result)
-            except (Exception, SystemExit) as error:  # user code
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # user code
                 failure = self.runner.failed(handler, context, error)
                 code = failure if code is ResultCode.OK else code
             finally:
-                monitor.context = None
-                handler.seconds += clock() - before
+                self.now = clock()
+                handler.stats.seconds += self.now - before
+            before = self.now
+        monitor.context = None
         self.interrupted = None
         if context.is_held:
             self.runner.held(group, context, ticket, code)
@@ -387,7 +406,7 @@ class Worker:
         lane, batch = self.current
         runner, group = self.runner, lane.group
         self.done = runner.flush(group, batch, self.done)
-        handler.running += 1
+        handler.stats.running += 1
         group.budget.used += 1
         runner.awake -= 1
         limit = runner.time_limit if handler.time_limit is None else handler.time_limit
@@ -406,6 +425,6 @@ class Worker:
         assert self.current is not None
         self.runner.deadlines.clear(self)
         self.current[0].group.budget.used -= 1
-        handler.running -= 1
+        handler.stats.running -= 1
         self.runner.awake += 1
         self.until = clock() + SLICE

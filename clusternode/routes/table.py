@@ -43,9 +43,25 @@ class Kind(enum.Enum):
     BACKGROUND = "background"
 
 
+@attrs.define(eq=False)
+class RouteStats:
+    """What one handler has done since it was loaded."""
+
+    calls: int = 0
+    failures: int = 0
+    running: int = 0
+    """How many calls wait for something at this moment."""
+    seconds: float = 0.0
+    """Time from call to end, waiting included, over all calls."""
+    reported_at: float = float("-inf")
+    """When a failure was last written to the log, on the real clock."""
+    unreported: int = 0
+    """Failures since then."""
+
+
 @attrs.define(eq=False, kw_only=True)
 class Handler:
-    """One registered function, its options, and what it has done so far."""
+    """One registered function and its options."""
 
     kind: Kind
     on: str
@@ -62,16 +78,7 @@ class Handler:
     via: str | None = None
     """Only from this cluster; None: from any."""
     filters: Mapping[str, str] = attrs.field(factory=dict)  # parameter → shell wildcard
-    calls: int = 0
-    failures: int = 0
-    running: int = 0
-    """How many calls wait for something at this moment."""
-    seconds: float = 0.0
-    """Time from call to end, waiting included, over all calls."""
-    reported_at: float = float("-inf")
-    """When a failure was last written to the log, on the real clock."""
-    unreported: int = 0
-    """Failures since then."""
+    stats: RouteStats = attrs.Factory(RouteStats)
 
     def hears(self, bus_name: str) -> bool:
         return self.via is None or self.via == bus_name
@@ -116,10 +123,10 @@ class RouteTable:
                 each.name,
                 each.kind.value,
                 each.on,
-                each.calls,
-                each.failures,
-                each.running,
-                each.seconds,
+                each.stats.calls,
+                each.stats.failures,
+                each.stats.running,
+                each.stats.seconds,
             )
 
 

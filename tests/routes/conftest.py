@@ -186,7 +186,9 @@ def run(bus: FakeBus) -> RunDispatcher:
 def script(tmp_path: Path) -> Callable[..., RouteTable]:
     """Load a routes file with this text, after `from clusternode import routes`."""
 
-    def load(text: str, *, name: str = "routes.py", exec_routes: Iterable[ExecRoute] = ()) -> RouteTable:
+    def load(
+        text: str, *, name: str = "routes.py", exec_routes: Iterable[ExecRoute] = ()
+    ) -> RouteTable:
         file = tmp_path / name
         header = "import trio\nfrom clusternode import routes\nseen = []\n"
         file.write_text(header + textwrap.dedent(text))

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from clusternode.config import ChannelSection
-from clusternode.core.types import ResultCode
+from clusternode.core.types import ChannelName, ResultCode
 from clusternode.errors import RouteError
 
 
@@ -51,9 +51,7 @@ async def test_the_bus_is_told_the_channels_that_are_listened_to(bus, run, scrip
         assert bus.channels == ["fraud"]
 
 
-async def test_one_handler_that_raises_makes_500_and_the_others_still_run(
-    bus, run, script, caplog
-):
+async def test_one_handler_that_raises_makes_500_and_the_others_still_run(bus, run, script, caplog):
     table = script("""
         @routes.message("fraud")
         def first(message):
@@ -365,9 +363,7 @@ async def test_a_held_request_ends_when_the_hold_does(bus, run, script, autojump
     assert [each[2] for each in bus.replied] == [b"late", b"late"]
 
 
-async def test_a_hold_that_nobody_releases_ends_with_the_request(
-    bus, run, script, autojump_clock
-):
+async def test_a_hold_that_nobody_releases_ends_with_the_request(bus, run, script, autojump_clock):
     table = script("""
         @routes.request("locate")
         async def locate(request):
@@ -395,9 +391,7 @@ async def test_a_background_call_that_raises_is_reported_by_its_name(bus, run, s
     assert "route background refresh: ValueError: no" in caplog.text
 
 
-async def test_hooks_run_at_start_and_stop_and_cannot_stop_either(
-    bus, run, script, autojump_clock
-):
+async def test_hooks_run_at_start_and_stop_and_cannot_stop_either(bus, run, script, autojump_clock):
     table = script("""
         @routes.on_start
         async def begin(agent):
@@ -451,7 +445,7 @@ def test_an_inline_channel_refuses_async_handlers_at_install(script):
 
     table = script('@routes.message("a")\nasync def f(m): ...')
     with pytest.raises(RouteError, match="plain functions only"):
-        Dispatcher(RoutesSection(), {"a": ChannelSection(handling="inline")}, table)
+        Dispatcher(RoutesSection(), {ChannelName("a"): ChannelSection(handling="inline")}, table)
 
 
 async def test_a_route_that_holds_the_loop_is_named(bus, run, script, caplog):

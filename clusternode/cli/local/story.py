@@ -116,6 +116,7 @@ class Story:
         survivors = [node_id for node_id in NODE_IDS if node_id != VICTIM]
         self._screen.heading(f"4. {VICTIM} is killed with SIGKILL (pid {victim.pid})")
         victim.kill()
+        self._views[VICTIM] = {}
         for status in ("not_active", "disabled", "removed"):
             await self._until(
                 lambda status=status: all(  # type: ignore[misc]  # bound at once

@@ -309,7 +309,7 @@ async def test_an_address_in_use_is_an_error_of_its_own(autojump_clock):
             has_control=False,
         )
 
-        with pytest.raises(AddressInUse, match="10.0.0.1:5062"):
+        with pytest.raises(AddressInUse, match=r"10\.0\.0\.1:5062"):
             await twin.run()
 
 

@@ -110,6 +110,8 @@ class Driver:
         self._is_busy = True  # until `start`
         self._armed: Instant = float("inf")
         """When the timer fires; never later than the node's next deadline."""
+        self._excused: Instant = -float("inf")
+        """Until when lateness has been reported: nothing is late twice."""
         self._timer: trio.CancelScope | None = None
 
     def attach(self, surroundings: Surroundings) -> None:
@@ -151,9 +153,9 @@ class Driver:
             self._is_busy = False
         deadline = self.node.next_deadline()
         if deadline is not None and deadline < self._armed:
-            self._armed = deadline
+            self._armed = max(deadline, self._excused)
             if self._timer is not None:
-                self._timer.deadline = deadline
+                self._timer.deadline = self._armed
 
     def _step(self, now: Instant, input_: Input) -> None:
         self.counters["node_inputs"] += 1
@@ -166,7 +168,7 @@ class Driver:
     def _report_lag(self, now: Instant) -> None:
         """Tell the node before anything else, so that it does not take our silence for others'."""
         lag = now - self._armed
-        self._armed = now
+        self._armed = self._excused = now
         self.counters["loop_lags"] += 1
         logger.warning("the event loop stood still for %.2f s", lag)
         self._step(now, Lagged(lag))
@@ -261,4 +263,4 @@ class Driver:
         if lag > LAG_THRESHOLD or (deadline is not None and deadline <= now):
             self.feed(TimePassed())  # tells the lag first
         deadline = self.node.next_deadline()
-        self._armed = float("inf") if deadline is None else deadline
+        self._armed = float("inf") if deadline is None else max(deadline, self._excused)

@@ -33,8 +33,8 @@ class FakeResolver:
 class NotingReceiver:
     """Notes what arrives and happens; answers everything at once, or when told to."""
 
-    def __init__(self, code: ResultCode = ResultCode.OK) -> None:
-        self.code: ResultCode | None = code
+    def __init__(self, code: ResultCode | None = ResultCode.OK) -> None:
+        self.code = code
         """The result of everything; None: `finish_all` gives it later."""
         self.messages: list[tuple[NodeId, Message]] = []
         self.requests: list[tuple[NodeId, Request]] = []

@@ -17,6 +17,7 @@ from clusternode.routes.api import (
 )
 from clusternode.routes.contexts import (
     AgentContext,
+    Hold,
     IncomingEvent,
     IncomingMessage,
     IncomingRequest,
@@ -25,6 +26,7 @@ from clusternode.routes.table import Refuse
 
 __all__ = [
     "AgentContext",
+    "Hold",
     "IncomingEvent",
     "IncomingMessage",
     "IncomingRequest",

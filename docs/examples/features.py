@@ -74,9 +74,11 @@ async def dial(request: routes.IncomingRequest, hold: routes.Hold) -> None:
 async def ask_with_events(request: routes.IncomingRequest) -> str:
     """Wait for the reply as an event: the waiter is there before anything is sent."""
     bus, tag = request.bus, f"{request.bus.node_id}-{request.tag}"
-    async with request.events.expect("reply:received", {"tag": tag}) as waiter:
-        async with bus.broadcast_request("whoami", "?", tag=tag, timeout=2.0, include_self=True):
-            event = await waiter.get(timeout=2.0)
+    async with (
+        request.events.expect("reply:received", {"tag": tag}) as waiter,
+        bus.broadcast_request("whoami", "?", tag=tag, timeout=2.0, include_self=True),
+    ):
+        event = await waiter.get(timeout=2.0)
     return str(event.parameters["msg"])
 
 

@@ -233,11 +233,11 @@ def test_what_is_wrong_is_named_with_what_was_expected(load, text, setting, expe
 
 
 def test_a_wrong_variable_or_option_is_named(load):
-    with pytest.raises(ConfigError, match="environment variable CLUSTERNODE__LOG__LEVEL: log.level"):
+    with pytest.raises(ConfigError, match=r"variable CLUSTERNODE__LOG__LEVEL: log\.level"):
         load("", {"CLUSTERNODE__LOG__LEVEL": "loud"})
-    with pytest.raises(ConfigError, match="option --log-level|option --level"):
+    with pytest.raises(ConfigError, match="option --log-level"):
         load("", {}, {"log.level": "loud"})
-    with pytest.raises(ConfigError, match="perhaps log.level"):
+    with pytest.raises(ConfigError, match=r"perhaps log\.level"):
         load("", {"CLUSTERNODE__LOG__LEVL": "info"})
 
 
@@ -270,7 +270,8 @@ def test_a_host_name_becomes_a_node_id():
 def test_the_default_socket_depends_on_the_user():
     assert default_socket("a", {"XDG_RUNTIME_DIR": "/x"}, 0) == Path("/run/clusternode/a.sock")
     assert default_socket("a", {"XDG_RUNTIME_DIR": "/x"}, 7) == Path("/x/clusternode/a.sock")
-    assert default_socket("a", {"XDG_RUNTIME_DIR": "x"}, 7) == Path("/run/user/7/clusternode/a.sock")
+    fallback = Path("/run/user/7/clusternode/a.sock")
+    assert default_socket("a", {"XDG_RUNTIME_DIR": "x"}, 7) == fallback
 
 
 def without_file(settings: AgentSettings) -> AgentSettings:

@@ -45,6 +45,16 @@ NAME_LENGTH_MAX = 64  # as NAME_PATTERN of core/types.py
 SHOWN_LENGTH_MAX = 200
 """How much of a wrong value is shown."""
 
+OPTIONS: Mapping[str, str] = {
+    "node.id": "--node-id",
+    "node.control_socket": "--socket",
+    "cluster.name": "--cluster",
+    "discovery.notification_addresses": "--notification-address",
+    "routes.file": "--routes",
+    "log.level": "--log-level",
+}
+"""Options of `run` that are not called as their key is."""
+
 Tree = dict[str, Any]  # key → value or Tree, as TOML gives it
 KeyPath = tuple[str, ...]
 
@@ -149,7 +159,7 @@ class _Source:
     def add_overrides(self, overrides: Mapping[str, object]) -> None:
         for setting, value in overrides.items():
             path = tuple(setting.split("."))
-            option = "--" + path[-1].replace("_", "-")
+            option = OPTIONS.get(setting, "--" + path[-1].replace("_", "-"))
             self._put(path, Text(value) if isinstance(value, str) else value, f"option {option}")
 
     def _put(self, path: KeyPath, value: object, origin: str) -> None:

@@ -311,14 +311,15 @@ class Calls:
                 await stream.send(item)
                 sent += 1
 
-        with contextlib.ExitStack() as stack:
-            for pattern in dict.fromkeys(values["patterns"] or ("*",)):
-                subscription = self._subscribed(pattern, take)
-                stack.callback(subscription.cancel)
-            async with sender, receiver, trio.open_nursery() as nursery:
-                nursery.start_soon(forward)
-                await overflowed.wait()
-                nursery.cancel_scope.cancel()
+        # The channel outlives the subscriptions: `take` must never meet a closed one.
+        async with sender, receiver:
+            with contextlib.ExitStack() as stack:
+                for pattern in dict.fromkeys(values["patterns"] or ("*",)):
+                    stack.callback(self._subscribed(pattern, take).cancel)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(forward)
+                    await overflowed.wait()
+                    nursery.cancel_scope.cancel()
         self.counters.slow_watchers += 1
         raise ControlError(
             TOO_SLOW,

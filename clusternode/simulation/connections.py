@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clusternode.core.effects import Write
 from clusternode.core.inputs import (
@@ -24,10 +24,7 @@ from clusternode.core.inputs import (
 from clusternode.core.types import Address, ConnectionId, Instant
 from clusternode.core.wire.messages import Close, CloseReason, Frame, Hello
 from clusternode.simulation.network import next_retransmission
-
-if TYPE_CHECKING:
-    from clusternode.simulation.process import Process
-    from clusternode.simulation.world import World
+from clusternode.simulation.surroundings import ProcessView, WorldView
 
 SYN_WAITS = (1.0, 3.0, 7.0, 15.0, 31.0)
 """Seconds after the first SYN at which the next are sent (Linux: tcp_syn_retries, RFC 6298)."""
@@ -73,7 +70,7 @@ class End:
     )
     other: End
 
-    def __init__(self, process: Process, dialed: Address | None) -> None:
+    def __init__(self, process: ProcessView, dialed: Address | None) -> None:
         self.process = process
         self.connection = ConnectionId(next(process.connection_ids))
         self.dialed = dialed
@@ -92,17 +89,19 @@ class End:
 class Connections:
     """All connections of a world."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: WorldView) -> None:
         self._world = world
         self._stalled: dict[End, None] = {}  # ends with something that waits for TCP's next try
 
     # Dialling and the handshake.
 
-    def dial(self, process: Process, address: Address) -> None:
+    def dial(self, process: ProcessView, address: Address) -> None:
         """Begin to connect; ends in one `Connected` or `DialFailed` for `process`."""
         self._world.soon(self._send_syn, process, address, self._world.now, 0)
 
-    def _send_syn(self, process: Process, address: Address, started: Instant, tries: int) -> None:
+    def _send_syn(
+        self, process: ProcessView, address: Address, started: Instant, tries: int
+    ) -> None:
         world = self._world
         if not process.is_running:
             return
@@ -125,7 +124,7 @@ class Connections:
             failed = DialFailed(address, DialFailure.TIMEOUT, "no answer to SYN")
             world.at(deadline, process.feed, failed)
 
-    def _syn_arrived(self, process: Process, address: Address, started: Instant) -> None:
+    def _syn_arrived(self, process: ProcessView, address: Address, started: Instant) -> None:
         world = self._world
         if not process.is_running:
             return

@@ -15,7 +15,7 @@ import attrs
 from clusternode.core.types import Address, ChannelName, NodeId, Seconds
 from clusternode.simulation.network import LinkQuality
 from clusternode.simulation.resolver import ANSWER_DELAY, Answer
-from clusternode.simulation.routes import Behaviour
+from clusternode.simulation.surroundings import Behaviour
 from clusternode.simulation.tables import REQUIRED, Table
 from clusternode.simulation.world import World, address_of
 

@@ -199,3 +199,8 @@ def origin_of(key: Key) -> tuple[str, NodeId, int, int]:
 
 def make_key(kind: str, node_id: NodeId, life: int, number: int) -> Key:
     return f"{kind}/{node_id}/{life}/{number}"
+
+
+def key_in(body: bytes) -> Key:
+    """Read the key that a body begins with; the rest is padding."""
+    return body.split(b" ", 1)[0].decode()

@@ -9,7 +9,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -27,12 +27,12 @@ from clusternode.core.types import (
     Seconds,
 )
 from clusternode.core.wire.messages import Hello
-from clusternode.simulation.connections import End
+from clusternode.simulation.connections import Connections, End
 from clusternode.simulation.history import LifeFact, StatusFact
+from clusternode.simulation.resolver import ScriptedResolver
 from clusternode.simulation.routes import SimulatedRoutes
-
-if TYPE_CHECKING:
-    from clusternode.simulation.world import World
+from clusternode.simulation.surroundings import WorldView
+from clusternode.simulation.traffic import Traffic
 
 DISK_DELAY: Seconds = 0.005
 """From `Persist` to `Persisted`: one fsync of a solid-state disk."""
@@ -59,10 +59,26 @@ class Host:
         return self.address.host
 
 
+class HomeWorld(WorldView, Protocol):
+    """A world, as a process sees it."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def connections(self) -> Connections: ...
+    @property
+    def traffic(self) -> Traffic: ...
+    @property
+    def resolver(self) -> ScriptedResolver: ...
+    def end_process(self, process: Process, how: str) -> None: ...
+
+
 class Process:
     """A running node; performs every effect."""
 
-    def __init__(self, world: World, host: Host, settings: NodeSettings, fact: LifeFact) -> None:
+    def __init__(
+        self, world: HomeWorld, host: Host, settings: NodeSettings, fact: LifeFact
+    ) -> None:
         self.world = world
         self.host = host
         self.settings = settings
@@ -75,7 +91,7 @@ class Process:
         self.is_running = True
         self.is_paused = False
         self.backlog: deque[tuple[Any, ...]] = deque()  # (function, *arguments) while paused
-        self.routes = SimulatedRoutes(self)
+        self.routes = SimulatedRoutes(world, world.traffic, self)
         self.clock = Clock(self)
 
     @property

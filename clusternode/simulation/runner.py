@@ -22,7 +22,7 @@ VIOLATIONS_SHOWN_MAX = 20
 """Of one invariant: the first ones tell the story, the rest is their echo."""
 SAMPLE_INTERVAL: Seconds = 5.0
 """Between two looks at the outboxes of a small world."""
-SAMPLE_PAIRS_PER_SECOND = 1000.0
+SAMPLE_PAIRS_PER_SECOND = 400.0
 """A large world is looked at less often: so many rows a virtual second."""
 
 PROGRESS_INTERVAL: Seconds = 5.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from clusternode.core import effects
 from clusternode.core.inputs import Answer, Ask, Publish
@@ -22,13 +21,10 @@ from clusternode.simulation.history import (
     Key,
     ReplyMade,
     RequestFact,
+    key_in,
     make_key,
 )
-from clusternode.simulation.routes import key_in
-
-if TYPE_CHECKING:
-    from clusternode.simulation.process import Process
-    from clusternode.simulation.world import World
+from clusternode.simulation.surroundings import ProcessView, WorldView
 
 _Mine = tuple[NodeId, int, int]  # node, life, number of the delivery or request
 
@@ -36,7 +32,7 @@ _Mine = tuple[NodeId, int, int]  # node, life, number of the delivery or request
 class Traffic:
     """The callers of all nodes."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: WorldView) -> None:
         self._world = world
         self._numbers: dict[tuple[NodeId, int], Iterator[int]] = defaultdict(
             lambda: itertools.count(1)
@@ -46,7 +42,7 @@ class Traffic:
 
     def publish(
         self,
-        process: Process,
+        process: ProcessView,
         channel: ChannelName,
         destinations: Sequence[NodeId] | None = None,
         body_size: int = 0,
@@ -60,7 +56,7 @@ class Traffic:
 
     def ask(
         self,
-        process: Process,
+        process: ProcessView,
         channel: ChannelName,
         timeout: Seconds,
         destinations: Sequence[NodeId] | None = None,
@@ -84,7 +80,7 @@ class Traffic:
             )
         )
 
-    def answer(self, process: Process, asker: NodeId, request: Key, tag: Tag) -> None:
+    def answer(self, process: ProcessView, asker: NodeId, request: Key, tag: Tag) -> None:
         """Reply to a request."""
         mine = self._next(process)
         fact = self._expect_results("r", process, mine, ChannelName(""))
@@ -94,12 +90,12 @@ class Traffic:
         self._world.history.replies_made[fact.key] = made
         process.feed(Answer(DeliveryId(mine[2]), asker, tag, fact.key.encode()))
 
-    def _next(self, process: Process) -> _Mine:
+    def _next(self, process: ProcessView) -> _Mine:
         life = (process.node_id, process.fact.life)
         return (*life, next(self._numbers[life]))
 
     def _expect_results(
-        self, kind: str, process: Process, mine: _Mine, channel: ChannelName
+        self, kind: str, process: ProcessView, mine: _Mine, channel: ChannelName
     ) -> DeliveryFact:
         key = make_key(kind, *mine)
         fact = DeliveryFact(key, process.node_id, process.fact.life, channel, self._world.now)
@@ -108,12 +104,12 @@ class Traffic:
 
     # What the nodes say.
 
-    def fanned_out(self, process: Process, effect: effects.Fanout) -> None:
+    def fanned_out(self, process: ProcessView, effect: effects.Fanout) -> None:
         fact = self._delivery(process, effect.delivery)
         if fact is not None and not fact.is_reply:  # the one destination of a reply is known
             fact.fanouts.append(list(effect.destinations))
 
-    def settled(self, process: Process, effect: effects.Settle) -> None:
+    def settled(self, process: ProcessView, effect: effects.Settle) -> None:
         now = self._world.now
         for delivery, node_id, code in effect.results:
             fact = self._delivery(process, delivery)
@@ -121,17 +117,17 @@ class Traffic:
                 fact.results.append((now, node_id, code))
                 self._world.trace.note(f"{now!r} {fact.key} {node_id} {int(code)}")
 
-    def asked(self, process: Process, effect: effects.Asked) -> None:
+    def asked(self, process: ProcessView, effect: effects.Asked) -> None:
         fact = self._request(process, effect.request)
         if fact is not None:
             fact.asked.append(list(effect.node_ids))
 
-    def replied(self, process: Process, effect: effects.Replied) -> None:
+    def replied(self, process: ProcessView, effect: effects.Replied) -> None:
         fact = self._request(process, effect.request)
         if fact is not None:
             fact.replies.append((self._world.now, effect.node_id, key_in(effect.body)))
 
-    def request_finished(self, process: Process, effect: effects.RequestFinished) -> None:
+    def request_finished(self, process: ProcessView, effect: effects.RequestFinished) -> None:
         fact = self._request(process, effect.request)
         if fact is not None:
             now = self._world.now
@@ -140,18 +136,18 @@ class Traffic:
                 f"{now!r} {fact.key} {effect.node_id} {effect.outcome.value} {int(effect.code)}"
             )
 
-    def request_ended(self, process: Process, effect: effects.RequestEnded) -> None:
+    def request_ended(self, process: ProcessView, effect: effects.RequestEnded) -> None:
         fact = self._request(process, effect.request)
         if fact is not None:
             fact.ended.append(self._world.now)
 
-    def _delivery(self, process: Process, delivery: DeliveryId) -> DeliveryFact | None:
+    def _delivery(self, process: ProcessView, delivery: DeliveryId) -> DeliveryFact | None:
         fact = self._deliveries.get((process.node_id, process.fact.life, delivery))
         if fact is None:
             self._world.core_failed(process.node_id, f"a result for delivery {delivery}: unknown")
         return fact
 
-    def _request(self, process: Process, request: RequestId) -> RequestFact | None:
+    def _request(self, process: ProcessView, request: RequestId) -> RequestFact | None:
         fact = self._requests.get((process.node_id, process.fact.life, request))
         if fact is None:
             self._world.core_failed(process.node_id, f"something on request {request}: unknown")

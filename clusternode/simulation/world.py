@@ -27,7 +27,7 @@ from clusternode.simulation.history import Disturbance, History, LifeFact, Limit
 from clusternode.simulation.network import LinkQuality, Network
 from clusternode.simulation.process import Host, Process
 from clusternode.simulation.resolver import ScriptedResolver
-from clusternode.simulation.routes import Behaviour
+from clusternode.simulation.surroundings import Behaviour, Counts
 from clusternode.simulation.trace import Trace
 from clusternode.simulation.traffic import Traffic
 
@@ -56,17 +56,6 @@ class WorldPlan:
     behaviour: Behaviour = attrs.field(factory=Behaviour)
     notification_of: Mapping[NodeId, Sequence[Address]] = attrs.field(factory=dict)
     """Instead of `notification`, for some nodes."""
-
-
-@attrs.define
-class Counts:
-    """How much happened."""
-
-    messages: int = 0
-    """Frames that nodes gave to the network."""
-    inputs: int = 0
-    stepping: str = ""
-    """The node that was stepped last."""
 
 
 def address_of(index: int) -> Address:

@@ -1,0 +1,111 @@
+"""What the parts of a world know of each other: the least that each of them needs."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import attrs
+
+from clusternode.core.inputs import Input
+from clusternode.core.settings import NodeSettings
+from clusternode.core.types import Address, ChannelName, ConnectionId, Instant, NodeId, Seconds
+from clusternode.core.wire.messages import Hello
+from clusternode.simulation.history import History, LifeFact
+from clusternode.simulation.network import Network
+from clusternode.simulation.trace import Trace
+
+DEFAULT_CHANNELS = (ChannelName("news"), ChannelName("locate"))
+
+
+@attrs.define
+class Counts:
+    """How much happened."""
+
+    messages: int = 0
+    """Frames that nodes gave to the network."""
+    inputs: int = 0
+    stepping: str = ""
+    """The node that was stepped last."""
+
+
+@attrs.frozen(kw_only=True)
+class Behaviour:
+    """How the handlers of a node behave."""
+
+    channels: tuple[ChannelName, ...] = DEFAULT_CHANNELS
+    handling_min: Seconds = 0.0
+    handling_max: Seconds = 0.001
+    reply_share: float = 0.5
+    """How many of the requests are answered with a reply; the others end with nothing to say."""
+    failure_share: float = 0.0
+    """How many of the handlers raise."""
+    queue_size: int = 10_000
+    """How many messages may wait for their handlers; beyond it 486."""
+    requests_max: int = 100
+    """How many request handlers run at a time; beyond it 486."""
+
+
+class HostView(Protocol):
+    """A machine, as the network sees it."""
+
+    @property
+    def ip(self) -> str: ...
+    @property
+    def address(self) -> Address: ...
+    @property
+    def is_up(self) -> bool: ...
+    @property
+    def process(self) -> ProcessView | None: ...
+
+
+class ProcessView(Protocol):
+    """A process, as its connections and handlers see it."""
+
+    @property
+    def node_id(self) -> NodeId: ...
+    @property
+    def host(self) -> HostView: ...
+    @property
+    def settings(self) -> NodeSettings: ...
+    @property
+    def fact(self) -> LifeFact: ...
+    @property
+    def hello(self) -> Hello: ...
+    @property
+    def is_running(self) -> bool: ...
+    @property
+    def is_paused(self) -> bool: ...
+    @property
+    def ends(self) -> dict[ConnectionId, Any]: ...
+    @property
+    def connection_ids(self) -> Iterator[int]: ...
+    @property
+    def backlog(self) -> deque[tuple[Any, ...]]: ...
+    def feed(self, input_: Input) -> None: ...
+    def later(self, delay: Seconds, act: Callable[..., None], *arguments: object) -> None: ...
+
+
+class WorldView(Protocol):
+    """A world, as every part of it sees it."""
+
+    @property
+    def now(self) -> Instant: ...
+    @property
+    def rng(self) -> random.Random: ...
+    @property
+    def network(self) -> Network: ...
+    @property
+    def trace(self) -> Trace: ...
+    @property
+    def history(self) -> History: ...
+    @property
+    def counts(self) -> Counts: ...
+    def at(self, when: Instant, act: Callable[..., None], *arguments: object) -> None: ...
+    def after(self, delay: Seconds, act: Callable[..., None], *arguments: object) -> None: ...
+    def soon(self, act: Callable[..., None], *arguments: object) -> None: ...
+    def host_at(self, ip: str) -> HostView | None: ...
+    def behaviour_of(self, node_id: NodeId) -> Behaviour: ...
+    def core_failed(self, node_id: NodeId, what: str) -> None: ...

@@ -162,7 +162,7 @@ class Dispatcher:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run handlers until cancelled. Started when all `on_start` handlers have ended."""
-        buses_of_agent.set(self._buses)
+        buses_of_agent.set(self._buses)  # every task below inherits it
         self._warn_of_unknown_clusters()
         watchdog = Watchdog(self._runner.monitor, self._settings.watchdog, self._lagged)
         watchdog.start(trio.lowlevel.current_trio_token())
@@ -380,6 +380,7 @@ class Dispatcher:
 
     async def _run_hooks(self, kind: Kind) -> None:
         context = AgentContext(self)
+        buses_of_agent.set(self._buses)
         for handler in self._table.of_kind(kind):
             handler.stats.calls += 1
             limit = handler.time_limit or self._settings.time_limit

@@ -30,6 +30,8 @@ STDERR_KEPT_BYTES = 4096
 """Enough for the first line, which is all that is shown."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 READ_BYTES = 65536
+REAP_TIMEOUT = 5.0
+"""A killed process ends at once, unless the kernel itself is stuck with it."""
 
 SERF_EVENTS: Mapping[str, str] = {
     "E_CLUSTERNODE_PEER_UP": "member-join",
@@ -136,7 +138,7 @@ class _Run:
                 self._kill()  # children that it left behind hold the pipes open
         finally:
             self._kill()
-            with trio.CancelScope(shield=True):  # it was killed: this does not last
+            with trio.CancelScope(deadline=trio.current_time() + REAP_TIMEOUT, shield=True):
                 await self.process.wait()
                 await self._close()
         if self.is_too_large:

@@ -400,6 +400,7 @@ async def test_hooks_run_at_start_and_stop_and_cannot_stop_either(bus, run, scri
 
         @routes.on_stop
         def end(agent):
+            assert routes.cluster("voip") is agent.bus
             seen.append("stop")
             raise ValueError
     """)
@@ -465,3 +466,62 @@ async def test_a_route_that_holds_the_loop_is_named(bus, run, script, caplog):
 
     assert view.parameters["route"] == "message:fraud spin"
     assert "route message:fraud spin has held the event loop" in caplog.text
+
+
+async def test_no_origin_starves_behind_a_busy_one(bus, run, script):
+    table = script("""
+        @routes.message("fraud")
+        def block(message):
+            seen.append(message.origin)
+    """)
+    async with run(table):
+        busy = [t for _ in range(3) for t in bus.message("fraud", *"abc", origin="n2")]
+        other = bus.message("fraud", "x", origin="n3")
+        await bus.finished(busy + other)
+
+    assert scope_of(table)["seen"][:4] == ["n2", "n2", "n2", "n3"]
+
+
+async def test_a_plain_function_that_returns_a_coroutine_is_told_so(bus, run, script, caplog):
+    table = script("""
+        async def later(message): ...
+
+        @routes.message("fraud")
+        def block(message):
+            return later(message)
+    """)
+    async with run(table):
+        assert await bus.finished(bus.message("fraud", "a")) == [500]
+
+    assert "declare it with async def" in caplog.text
+
+
+async def test_many_messages_that_wait_all_end_once(bus, run, script, autojump_clock):
+    table = script("""
+        @routes.message("ordered")
+        @routes.message("unordered")
+        async def work(message):
+            await trio.sleep(int(message.text) % 3)
+    """)
+    channels = {"unordered": ChannelSection(ordered=False, concurrency=7)}
+    async with run(table, channels=channels) as dispatcher:
+        tickets = []
+        for number in range(300):
+            channel = ("ordered", "unordered")[number % 2]
+            tickets += bus.message(channel, str(number), origin=f"n{number % 29}")
+        assert set(await bus.finished(tickets)) == {200}
+        assert [each.running for each in dispatcher.routes()] == [0, 0]
+        assert all(not group.size for group in dispatcher._plans["voip"].messages.values())
+
+
+async def test_a_message_goes_from_one_cluster_into_another(bus, run, script):
+    table = script("""
+        @routes.message("bridge", via="voip")
+        def bridge(message):
+            message.replicate(to=message.cluster("lab"))
+    """)
+    lab = type(bus)("lab")
+    async with run(table, buses=[lab]):
+        assert await bus.finished(bus.message("bridge", "a")) == [200]
+
+    assert lab.replicated == [("n2", False, False)] and bus.replicated == []

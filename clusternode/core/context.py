@@ -1,4 +1,4 @@
-"""What all parts of one node share: settings, chance, timers, the effects of this step, counters."""
+"""What all parts of one node share: settings, chance, timers, effects of this step, counters."""
 
 from __future__ import annotations
 

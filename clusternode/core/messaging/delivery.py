@@ -1,33 +1,41 @@
-"""Broadcast and unicast: fan-out, bounds and policies, and one final result per destination.
+"""Broadcast and unicast: bounds and policies, streams and their time limits, one result for each.
 
 Specified in docs/protocol.md, section 8, and docs/scripting.md ("Results").
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 
 from clusternode.core.context import Context
-from clusternode.core.effects import Handle, Settle
+from clusternode.core.effects import Settle
 from clusternode.core.events import LimitReached
-from clusternode.core.messaging.streams import Outgoing, Stream
+from clusternode.core.messaging.local import LocalLoop
+from clusternode.core.messaging.sending import Outgoing, Sending
+from clusternode.core.messaging.streams import Stream
 from clusternode.core.settings import ChannelSettings
 from clusternode.core.types import (
+    ChannelName,
     DeliveryId,
-    Incarnation,
     Instant,
     NodeId,
     OverflowPolicy,
     RequestId,
     ResultCode,
 )
-from clusternode.core.wire.messages import RESULT_CODES, Hello, Message, Reply, Request
+from clusternode.core.wire.limits import BODY_SIZE_LIMIT
+from clusternode.core.wire.messages import RESULT_CODES, Hello, Resume
 
 Finish = Callable[[RequestId, NodeId, ResultCode], None]
 Wake = Callable[[NodeId], None]
 
 _DEFAULT_CHANNEL = ChannelSettings()
+
+UNANSWERED_MAX = 65536
+"""Messages to one peer that may be without a result; beyond it the channel's policy. A peer that
+acknowledges and never answers would else hold everything of the last `result_timeout`."""
+WINDOW_OVERRUN = 2
+"""A peer may exceed a window by this factor (overheads are counted differently), and by a body."""
 
 
 class Deliveries:
@@ -41,42 +49,107 @@ class Deliveries:
         self._finish = finish
         self.streams: dict[NodeId, Stream] = {}
         self._settled: list[tuple[DeliveryId, NodeId, ResultCode]] = []
+        node_id = context.settings.node_id
+        self.local = LocalLoop(context, lambda one, code: self.conclude(node_id, (one,), code))
 
-    # --- streams --------------------------------------------------------------------------------
+    # --- streams and connections ----------------------------------------------------------------
 
-    def stream_of(self, node_id: NodeId, hello: Hello) -> Stream:
-        """Return the stream to the incarnation that says hello; one to an older one ends."""
+    def bind(self, node_id: NodeId, hello: Hello) -> Resume:
+        """Fix the positions for a connection; a stream to an older incarnation ends."""
         stream = self.streams.get(node_id)
         if stream is None or stream.incarnation != hello.incarnation:
             if stream is not None:
-                self.end_stream(node_id)
-            stream = Stream(node_id, hello.incarnation, hello.window_bytes, hello.body_size_max)
+                self._end(stream)
+            stream = Stream(
+                node_id, hello.incarnation, hello.body_size_max, Sending(hello.window_bytes)
+            )
             self.streams[node_id] = stream
-        stream.window_bytes = hello.window_bytes
+        stream.sending.window_bytes = hello.window_bytes
         stream.body_size_max = hello.body_size_max
+        stream.is_bound = True
+        return Resume(stream.receiving.last_received, stream.sending.first_held)
+
+    def resumed_untrusted(self, node_id: NodeId, resume: Resume) -> bool:
+        """Take the peer's Resume; tells whether it is possible."""
+        stream = self.streams.get(node_id)
+        if stream is None or not stream.sending.resume_untrusted(resume.last_received):
+            return False
+        stream.is_opened, stream.is_ending = True, False
+        stream.receiving.resume_untrusted(resume.first_held)
+        sending = stream.sending
+        # What it has not taken and we no longer hold will never be taken; but whether it has
+        # forgotten that it took it, nobody can tell.
+        skipped = sending.settle_untrusted(resume.last_received + 1, sending.first_held - 1)
+        self.conclude(node_id, skipped or (), ResultCode.TIMEOUT)
+        given_up = sending.give_up_blamed()
+        if given_up is not None:
+            self.conclude(node_id, (given_up,), ResultCode.BAD_REQUEST)
+        sending.resend_all()
+        if stream.waiting:
+            self._context.timers.set(("wait", node_id), stream.unbound_at)  # at once
+        return True
+
+    def unbind(self, node_id: NodeId, now: Instant, *, blames_frame: bool) -> Stream | None:
+        """A connection has ended; the stream waits for the next one, if one may come."""
+        stream = self.streams.get(node_id)
+        if stream is None:
+            return None
+        stream.is_bound = False
+        stream.unbound_at = now
+        if blames_frame:
+            stream.sending.blame_head()
+        stream.sending.resend.clear()
+        stream.sending.trim(self._unacknowledged_bytes_max(stream))
+        self._context.timers.cancel(("ack", node_id))
+        if stream.is_ending:
+            self.abandon(stream)
+        if not (stream.is_opened or stream.held_bytes or stream.waiting):
+            self._end(stream)
+            return None
+        self.schedule_expiry(stream)
         return stream
 
-    def end_stream(self, node_id: NodeId) -> None:
-        """The incarnation will not come back: what was written is 408, the rest 480."""
-        stream = self.streams.pop(node_id, None)
-        if stream is None:
-            return
-        written, unwritten = stream.drain()
-        self._conclude(node_id, written, ResultCode.TIMEOUT)
-        self._conclude(node_id, unwritten, ResultCode.UNAVAILABLE)
-        self._context.timers.cancel(("expire", node_id))
-        self._context.timers.cancel(("ack", node_id))
+    def _unacknowledged_bytes_max(self, stream: Stream) -> int:
+        return WINDOW_OVERRUN * stream.sending.window_bytes + BODY_SIZE_LIMIT
 
-    def _conclude(
-        self, node_id: NodeId, outgoing: Iterable[Outgoing], code: ResultCode
-    ) -> None:
+    def is_overrun(self, stream: Stream) -> str | None:
+        """Tell what a peer takes or sends beyond all bounds, if anything."""
+        unacknowledged = stream.receiving.unacknowledged_bytes
+        limit = WINDOW_OVERRUN * self._settings.window_bytes + self._settings.body_size_max
+        if unacknowledged > limit:
+            return f"{unacknowledged} bytes without an acknowledgement"
+        if stream.sending.unacknowledged_bytes > self._unacknowledged_bytes_max(stream):
+            return f"{stream.sending.unacknowledged_bytes} bytes not acknowledged"
+        return None
+
+    def abandon(self, stream: Stream) -> None:
+        """End what the peer was sent and what waits for it: 408 where written, else 480."""
+        written, unwritten = stream.drain()
+        self.conclude(stream.node_id, written, ResultCode.TIMEOUT)
+        self.conclude(stream.node_id, unwritten, ResultCode.UNAVAILABLE)
+
+    def abandon_requests(self, stream: Stream) -> None:
+        """End the requests to a peer, and nothing else."""
+        written, unwritten = stream.drain_requests()
+        self.conclude(stream.node_id, written, ResultCode.TIMEOUT)
+        self.conclude(stream.node_id, unwritten, ResultCode.UNAVAILABLE)
+
+    def _end(self, stream: Stream) -> None:
+        """Forget a stream: its peer's incarnation will not come back, or was forgotten."""
+        del self.streams[stream.node_id]
+        self.abandon(stream)
+        for name in ("expire", "wait", "ack"):
+            self._context.timers.cancel((name, stream.node_id))
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def conclude(self, node_id: NodeId, outgoing: Iterable[Outgoing], code: ResultCode) -> None:
+        """Give the final result of each."""
         for one in outgoing:
             if one.delivery is not None:
                 self._settled.append((one.delivery, node_id, code))
             elif one.request is not None:
                 self._finish(one.request, node_id, code)
-
-    # --- sending --------------------------------------------------------------------------------
 
     def settle(self, delivery: DeliveryId, node_id: NodeId, code: ResultCode) -> None:
         self._settled.append((delivery, node_id, code))
@@ -85,22 +158,39 @@ class Deliveries:
         """Queue a frame for an active member, or give its result at once."""
         stream = self.streams.get(node_id)
         if stream is None:
-            self._conclude(node_id, (outgoing,), ResultCode.UNAVAILABLE)
+            self.conclude(node_id, (outgoing,), ResultCode.UNAVAILABLE)
             return
         if body_size > stream.body_size_max:
-            self._conclude(node_id, (outgoing,), ResultCode.TOO_LARGE)
+            self.conclude(node_id, (outgoing,), ResultCode.TOO_LARGE)
             return
-        held = stream.unsent_bytes + stream.unacknowledged_bytes + outgoing.frame.size_bytes
-        if held > self._settings.outbox_bytes or stream.waiting:
-            self._overflow(stream, outgoing, now)
-            return
-        if stream.is_full and held < self._settings.outbox_bytes // 2:
+        sending = stream.sending
+        size = outgoing.frame.size_bytes
+        held = sending.unsent_bytes + sending.unacknowledged_bytes + size
+        limit = self._settings.outbox_bytes
+        if held > limit or stream.waiting or len(sending.pending) >= UNANSWERED_MAX:
+            must_wait = stream.waiting and self._policy(outgoing.channel) is OverflowPolicy.WAIT
+            if must_wait or not self._has_room(stream, size):
+                self._overflow(stream, outgoing, now)
+                return
+        if stream.is_full and held < limit // 2:
             stream.is_full = False
-        stream.put(outgoing)
-        if not stream.is_expiry_set:
+        self._enqueue(stream, outgoing)
+
+    def _policy(self, channel: ChannelName) -> OverflowPolicy:
+        return self._channels.get(channel, _DEFAULT_CHANNEL).overflow
+
+    def _has_room(self, stream: Stream, size: int) -> bool:
+        return (
+            stream.held_bytes + size <= self._settings.outbox_bytes
+            and len(stream.sending.pending) < UNANSWERED_MAX
+        )
+
+    def _enqueue(self, stream: Stream, outgoing: Outgoing) -> None:
+        stream.sending.put(outgoing)
+        if not stream.is_expiry_set and outgoing.request is None:
             stream.is_expiry_set = True
-            self._context.timers.set(("expire", node_id), outgoing.deadline)
-        self.wake(node_id)
+            self._context.timers.set(("expire", stream.node_id), outgoing.deadline)
+        self.wake(stream.node_id)
 
     def _overflow(self, stream: Stream, outgoing: Outgoing, now: Instant) -> None:
         """Apply the policy of the channel to a message that finds no room."""
@@ -112,13 +202,13 @@ class Deliveries:
                     self._context.settings.cluster,
                     "outbox_bytes",
                     stream.node_id,
-                    f"{stream.held_bytes} of {self._settings.outbox_bytes} bytes are held",
+                    f"{stream.held_bytes} of {self._settings.outbox_bytes} bytes are held, "
+                    f"{len(stream.sending.pending)} of {UNANSWERED_MAX} results are waited for",
                 )
             )
-        policy = self._channels.get(outgoing.channel, _DEFAULT_CHANNEL).overflow
+        policy = self._policy(outgoing.channel)
         if policy is OverflowPolicy.DROP_OLDEST and self._drop_oldest(stream, outgoing):
-            stream.put(outgoing)
-            self.wake(stream.node_id)
+            self._enqueue(stream, outgoing)
             return
         if policy is OverflowPolicy.WAIT:
             waiting = sum(one.frame.size_bytes for one, _ in stream.waiting)
@@ -126,62 +216,49 @@ class Deliveries:
                 stream.waiting.append((outgoing, now + self._settings.wait_max))
                 self._context.timers.set(("wait", stream.node_id), stream.waiting[0][1])
                 return
-        self._conclude(stream.node_id, (outgoing,), ResultCode.BUSY)
+        self.conclude(stream.node_id, (outgoing,), ResultCode.BUSY)
 
     def _drop_oldest(self, stream: Stream, outgoing: Outgoing) -> bool:
         """Make room by dropping unwritten messages of the same channel; tells whether it did."""
-        needed = outgoing.frame.size_bytes
-        dropped: list[Outgoing] = []
-        room = self._settings.outbox_bytes - stream.held_bytes
-        for one in stream.unsent:
-            if room >= needed:
-                break
-            if isinstance(one, Outgoing) and one.channel == outgoing.channel and one.delivery:
-                dropped.append(one)
-                room += one.frame.size_bytes
-        if room < needed:
+        if len(stream.sending.pending) >= UNANSWERED_MAX:
             return False
-        gone = {id(one): None for one in dropped}
-        stream.unsent = deque(one for one in stream.unsent if id(one) not in gone)
-        stream.unsent_bytes -= sum(one.frame.size_bytes for one in dropped)
-        self._conclude(stream.node_id, dropped, ResultCode.BUSY)
+        missing = stream.held_bytes + outgoing.frame.size_bytes - self._settings.outbox_bytes
+        dropped = stream.sending.drop_oldest(outgoing.channel, missing)
+        if dropped is None:
+            return False
+        self.conclude(stream.node_id, dropped, ResultCode.BUSY)
         return True
 
     def admit_waiting(self, node_id: NodeId, now: Instant) -> None:
         """Let those in that wait for room, or end them when they have waited too long."""
         stream = self.streams.get(node_id)
-        if stream is None or not stream.waiting:
-            return
-        limit = self._settings.outbox_bytes
-        while stream.waiting:
+        while stream is not None and stream.waiting:
             outgoing, until = stream.waiting[0]
-            if stream.held_bytes + outgoing.frame.size_bytes <= limit:
+            if self._has_room(stream, outgoing.frame.size_bytes):
                 stream.waiting.popleft()
-                stream.put(outgoing)
-                self.wake(node_id)
+                self._enqueue(stream, outgoing)
             elif until <= now:
                 stream.waiting.popleft()
-                self._conclude(node_id, (outgoing,), ResultCode.BUSY)
+                self.conclude(node_id, (outgoing,), ResultCode.BUSY)
             else:
                 self._context.timers.set(("wait", node_id), until)
                 return
-        self._schedule_expiry(stream)
 
     # --- what comes back ------------------------------------------------------------------------
 
     def acknowledged_untrusted(self, stream: Stream, position: int, now: Instant) -> bool:
         """Take an acknowledgement; tells whether it is possible."""
-        if not stream.acknowledge_untrusted(position):
+        if not stream.sending.acknowledge_untrusted(position):
             return False
         if stream.waiting:
             self.admit_waiting(stream.node_id, now)
-        if stream.unsent:
+        if stream.sending.unsent:
             self.wake(stream.node_id)
         return True
 
     def results_untrusted(self, stream: Stream, first: int, last: int, code: int) -> bool:
         """Take a run of results from a peer; tells whether it is possible."""
-        settled = stream.settle_untrusted(first, last)
+        settled = stream.sending.settle_untrusted(first, last)
         if settled is None:
             return False
         result = ResultCode(code) if code in RESULT_CODES else ResultCode.FAILED
@@ -195,17 +272,27 @@ class Deliveries:
         return True
 
     def expire(self, node_id: NodeId, now: Instant) -> None:
-        """End what has waited too long for its result, or for being written."""
+        """End what has waited too long for its result or for being written; forget old streams."""
         stream = self.streams.get(node_id)
         if stream is None:
+            self.local.expire(now)
             return
-        unanswered, unwritten = stream.expire(now)
-        self._conclude(node_id, unanswered, ResultCode.TIMEOUT)
-        self._conclude(node_id, unwritten, ResultCode.UNAVAILABLE)
-        self._schedule_expiry(stream)
+        unanswered, unwritten = stream.sending.expire(now)
+        self.conclude(node_id, unanswered, ResultCode.TIMEOUT)
+        self.conclude(node_id, unwritten, ResultCode.UNAVAILABLE)
+        if not stream.is_bound:
+            timeout = self._settings.delivery_timeout
+            stream.sending.drop_old(now, stream.unbound_at + timeout)
+            forget_at = stream.forget_at(timeout)
+            if forget_at is not None and forget_at <= now:
+                self._end(stream)
+                return
+        self.admit_waiting(node_id, now)
+        self.schedule_expiry(stream)
 
-    def _schedule_expiry(self, stream: Stream) -> None:
-        deadline = stream.next_deadline()
+    def schedule_expiry(self, stream: Stream) -> None:
+        """Set the timer for whatever `expire` has to do next."""
+        deadline = stream.next_deadline(self._settings.delivery_timeout)
         stream.is_expiry_set = deadline is not None
         if deadline is not None:
             self._context.timers.set(("expire", stream.node_id), deadline)
@@ -215,44 +302,3 @@ class Deliveries:
         if self._settled:
             self._context.effects.append(Settle(self._settled))
             self._settled = []
-
-
-class LocalLoop:
-    """The path of messages from a node to itself: the same handlers, results and order."""
-
-    def __init__(self, context: Context, deliveries: Deliveries, finish: Finish) -> None:
-        self._context = context
-        self._deliveries = deliveries
-        self._finish = finish
-        self._given = 0
-        self._pending: dict[int, Outgoing] = {}
-        self._arrived: list[tuple[int, Message | Request | Reply]] = []
-
-    def put(self, outgoing: Outgoing) -> None:
-        message = outgoing.frame.message
-        assert isinstance(message, Message | Request)
-        self._given += 1
-        self._pending[self._given] = outgoing
-        self._arrived.append((self._given, message))
-
-    def put_reply(self, reply: Reply) -> None:
-        """Show a reply of our own to ourselves to the observers; its result has been given."""
-        self._arrived.append((0, reply))
-
-    def handled(self, position: int, code: ResultCode) -> None:
-        outgoing = self._pending.pop(position, None)
-        if outgoing is None:
-            return
-        node_id = self._context.settings.node_id
-        if outgoing.delivery is not None:
-            self._deliveries.settle(outgoing.delivery, node_id, code)
-        elif outgoing.request is not None:
-            self._finish(outgoing.request, node_id, code)
-
-    def flush(self, incarnation: Incarnation) -> None:
-        """Hand what was sent in this step to the routes, if there is anything."""
-        if self._arrived:
-            node_id = self._context.settings.node_id
-            self._context.effects.append(Handle(node_id, incarnation, self._arrived))
-            self._arrived = []
-

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from clusternode.core.context import Context
 from clusternode.core.effects import Fanout, Handle
 from clusternode.core.inputs import Answer, Ask, CancelRequest, Handled, Publish
-from clusternode.core.messaging.delivery import Deliveries, LocalLoop
+from clusternode.core.messaging.delivery import Deliveries
 from clusternode.core.messaging.requests import Requests
-from clusternode.core.messaging.streams import Outgoing, Stream
+from clusternode.core.messaging.sending import Outgoing
+from clusternode.core.messaging.streams import Stream
 from clusternode.core.types import (
     ChannelName,
     DeliveryId,
@@ -20,6 +21,7 @@ from clusternode.core.types import (
     ResultCode,
 )
 from clusternode.core.wire.codec import frame_of
+from clusternode.core.wire.limits import FRAME_OVERHEAD_BYTES
 from clusternode.core.wire.messages import (
     Answerable,
     Frame,
@@ -34,8 +36,7 @@ from clusternode.core.wire.messages import (
 )
 
 _NO_CHANNEL = ChannelName("")
-WINDOW_OVERRUN = 2
-"""A peer may exceed its window by this factor (its own overhead counts differ) before it is cut."""
+"""Replies belong to no channel: the policy `reject` is theirs."""
 
 
 class Messaging:
@@ -50,9 +51,7 @@ class Messaging:
         self.incarnation = incarnation
         self.requests = Requests(context)
         self.deliveries = Deliveries(context, wake, self.requests.finish)
-        self._local = LocalLoop(context, self.deliveries, self.requests.finish)
         self._next_message_id = 1
-        self._unfinished = 0
         self.is_leaving = False
 
     # --- calls from our side --------------------------------------------------------------------
@@ -81,7 +80,7 @@ class Messaging:
             if is_active:
                 deliveries.put(node_id, outgoing, size, now)
             elif node_id == self._node_id:
-                self._local.put(outgoing)
+                self._put_local(outgoing, size)
             else:
                 deliveries.settle(delivery, node_id, ResultCode.UNAVAILABLE)
 
@@ -91,25 +90,35 @@ class Messaging:
             return
         message = Request(ask.channel, ask.content_type, ask.body, ask.tag, ask.timeout)
         outgoing = self._outgoing(message, ask.channel, now, request=ask.request)
-        outgoing.deadline = outgoing.resend_until = now + ask.timeout
+        outgoing.resend_until = min(outgoing.resend_until, now + ask.timeout)
         for node_id, is_active in destinations:
             if is_active:
                 self.deliveries.put(node_id, outgoing, len(ask.body), now)
             elif node_id == self._node_id:
-                self._local.put(outgoing)
+                self._put_local(outgoing, len(ask.body))
             else:
                 self.requests.finish(ask.request, node_id, ResultCode.UNAVAILABLE)
         self.requests.close_if_empty(ask.request)
+
+    def _put_local(self, outgoing: Outgoing, body_size: int) -> None:
+        """Send to ourselves, within the limits that others find at us."""
+        if body_size > self._settings.body_size_max:
+            self.deliveries.conclude(self._node_id, (outgoing,), ResultCode.TOO_LARGE)
+        elif self.is_leaving:
+            self.deliveries.conclude(self._node_id, (outgoing,), ResultCode.LEAVING)
+        else:
+            self.deliveries.local.put(outgoing)
 
     def answer(self, answer: Answer, *, is_active: bool, now: Instant) -> None:
         """Send a reply; its result is 200 when the asker still waits for it."""
         self._context.effects.append(Fanout(answer.delivery, [answer.node_id]))
         reply = Reply(answer.tag, answer.content_type, answer.body, answer.code)
+        stream = self.deliveries.streams.get(answer.node_id)
         if answer.node_id == self._node_id:
             code = self.requests.replied_untrusted(self._node_id, reply)
             self.deliveries.settle(answer.delivery, self._node_id, code)
-            self._local.put_reply(reply)
-        elif is_active or answer.node_id in self.deliveries.streams:
+            self.deliveries.local.put_reply(reply)
+        elif is_active or (stream is not None and (stream.is_bound or not stream.is_ending)):
             outgoing = self._outgoing(reply, _NO_CHANNEL, now, delivery=answer.delivery)
             self.deliveries.put(answer.node_id, outgoing, len(answer.body), now)
         else:
@@ -126,6 +135,8 @@ class Messaging:
             stream = self.deliveries.streams.get(node_id)
             if stream is not None:
                 stream.forget_request(request)
+            elif node_id == self._node_id:
+                self.deliveries.local.forget_request(request)
 
     def _outgoing(
         self,
@@ -148,15 +159,17 @@ class Messaging:
 
     def handled(self, handled: Handled) -> None:
         """Send the results of messages whose handlers have ended."""
-        self._unfinished -= len(handled.results)
         stream = self.deliveries.streams.get(handled.origin)
         if stream is not None:
             if stream.incarnation == handled.incarnation:
+                stream.receiving.handling -= len(handled.results)
                 stream.put_results(handled.results)
                 self.deliveries.wake(handled.origin)
+                if stream.is_forgettable:
+                    self.deliveries.schedule_expiry(stream)
         elif handled.origin == self._node_id:
             for position, code in handled.results:
-                self._local.handled(position, code)
+                self.deliveries.local.handled(position, code)
 
     # --- frames of a peer -----------------------------------------------------------------------
 
@@ -168,8 +181,10 @@ class Messaging:
         Everything that is for the routes becomes one `Handle`.
         """
         items: list[tuple[int, Answerable]] = []
-        position = stream.last_received
-        size = 0
+        receiving = stream.receiving
+        position = receiving.last_received
+        size = FRAME_OVERHEAD_BYTES * len(messages)
+        replies = 0
         error: str | None = None
         for message in messages:
             kind = type(message)
@@ -179,43 +194,31 @@ class Messaging:
                 items.append((position, message))  # type: ignore[arg-type]
             elif kind is Results:
                 for run in message.runs:  # type: ignore[union-attr]
-                    if not self.deliveries.results_untrusted(
-                        stream, run.first, run.last, run.code
-                    ):
+                    if not self.deliveries.results_untrusted(stream, run.first, run.last, run.code):
                         error = f"a result for the positions {run.first} to {run.last}"
+            elif kind is Unknown:
+                self._context.count("unknown_types")
+                stream.put_result(position, ResultCode.BAD_REQUEST)
             else:
-                self._receive_other(stream, position, message, items)
-        stream.last_received = position
-        stream.unacknowledged_in_bytes += size
+                assert isinstance(message, Request | Reply)
+                size += len(message.body)
+                items.append((position, message))
+                if isinstance(message, Reply):
+                    replies += 1
+                    code = self.requests.replied_untrusted(stream.node_id, message)
+                    stream.put_result(position, code)
+                else:
+                    receiving.open_requests[position] = None
+        receiving.last_received = position
+        receiving.unacknowledged_bytes += size
         if self.is_leaving:
             items = self._refuse(stream, items)
         if items:
-            self._unfinished += len(items)
+            receiving.handling += len(items) - replies
             self._context.effects.append(Handle(stream.node_id, stream.incarnation, items))
-        if stream.unacknowledged_in_bytes > WINDOW_OVERRUN * self._settings.window_bytes:
-            error = f"{stream.unacknowledged_in_bytes} bytes without an acknowledgement"
-        return error
-
-    def _receive_other(
-        self,
-        stream: Stream,
-        position: int,
-        message: WireMessage,
-        items: list[tuple[int, Answerable]],
-    ) -> None:
-        if isinstance(message, Request):
-            stream.open_requests[position] = None
-            stream.unacknowledged_in_bytes += len(message.body)
-            items.append((position, message))
-        elif isinstance(message, Reply):
-            stream.unacknowledged_in_bytes += len(message.body)
-            stream.put_result(position, self.requests.replied_untrusted(stream.node_id, message))
-            self._unfinished -= 1  # it is for the observers only
-            items.append((position, message))
-        else:
-            assert isinstance(message, Unknown)
-            self._context.count("unknown_types")
-            stream.put_result(position, ResultCode.BAD_REQUEST)
+        if stream.waiting:
+            self.deliveries.admit_waiting(stream.node_id, now)
+        return error or self.deliveries.is_overrun(stream)
 
     def _refuse(
         self, stream: Stream, items: list[tuple[int, Answerable]]
@@ -230,38 +233,54 @@ class Messaging:
 
     def resume_of(self, node_id: NodeId, hello: Hello) -> Resume:
         """Fix the positions for a connection: what we have taken and what we can still send."""
-        stream = self.deliveries.stream_of(node_id, hello)
-        stream.is_bound = True
-        return Resume(stream.last_received, stream.first_held)
+        return self.deliveries.bind(node_id, hello)
 
     def resumed_untrusted(self, node_id: NodeId, resume: Resume) -> bool:
         """Take the peer's side of it; tells whether it is possible."""
-        stream = self.deliveries.streams[node_id]
-        return stream.resume_untrusted(resume.last_received, resume.first_held)
+        return self.deliveries.resumed_untrusted(node_id, resume)
 
     def disconnected(self, node_id: NodeId, now: Instant, *, blames_frame: bool) -> None:
         """The connection has ended; the stream waits for the next one."""
-        stream = self.deliveries.streams.get(node_id)
-        if stream is None:
-            return
-        stream.is_bound = False
-        stream.resend.clear()
-        self._context.timers.cancel(("ack", node_id))
-        if blames_frame:
-            given_up = stream.blame_head()
-            if given_up is not None and given_up.delivery is not None:
-                self.deliveries.settle(given_up.delivery, node_id, ResultCode.BAD_REQUEST)
-            elif given_up is not None and given_up.request is not None:
-                self.requests.finish(given_up.request, node_id, ResultCode.BAD_REQUEST)
+        stream = self.deliveries.unbind(node_id, now, blames_frame=blames_frame)
+        if stream is not None and stream.is_ending:
+            self.requests.gone(node_id)
 
     def gone(self, node_id: NodeId) -> None:
-        """A member has left or was removed: nothing more can come of what it was sent."""
+        """A member has left or was removed: nothing more can come once it is not connected.
+
+        While it is, its results and replies still come: a leaving node ends what it has begun.
+        """
+        stream = self.deliveries.streams.get(node_id)
+        if stream is not None:
+            stream.is_ending = True
+            if stream.is_bound:
+                return
+            self.deliveries.abandon(stream)
+            self.deliveries.schedule_expiry(stream)
         self.requests.gone(node_id)
-        self.deliveries.end_stream(node_id)
 
     def disabled(self, node_id: NodeId) -> None:
         """A member is about to be removed: requests do not wait for it any longer."""
+        stream = self.deliveries.streams.get(node_id)
+        if stream is not None:
+            self.deliveries.abandon_requests(stream)
         self.requests.gone(node_id)
+
+    def renumbered(self, incarnation: Incarnation) -> None:
+        """Our own incarnation has risen, and all connections end: others begin anew with us.
+
+        What was sent under the old one is not sent again. Positions go on, so that results of the
+        old one cannot be taken for results of the new one.
+        """
+        self.incarnation = incarnation
+        for stream in self.deliveries.streams.values():
+            self.deliveries.abandon(stream)
+
+    def abandon_all(self) -> None:
+        """End everything that still waits for a result: the node stops."""
+        for stream in self.deliveries.streams.values():
+            self.deliveries.abandon(stream)
+        self.deliveries.local.drain()
 
     def take(self, node_id: NodeId, bytes_max: int) -> list[Frame]:
         """Return positioned frames and the acknowledgement that is owed, for one write."""
@@ -286,18 +305,25 @@ class Messaging:
                 self._context.timers.set(key, now + self._settings.ack_delay)
 
     def is_drained(self) -> bool:
-        """Tell whether nothing is being handled here and nothing of ours is on the way."""
-        return self._unfinished <= 0 and not any(
-            stream.is_bound and (stream.unsent or stream.unacknowledged or stream.results.runs)
-            for stream in self.deliveries.streams.values()
-        )
+        """Tell whether nothing is being handled here and nothing of ours waits for its result."""
+        if not self.deliveries.local.is_idle:
+            return False
+        for stream in self.deliveries.streams.values():
+            sending = stream.sending
+            if stream.receiving.handling > 0:
+                return False
+            if stream.is_bound and (
+                sending.unsent or sending.unacknowledged or sending.results.runs or sending.pending
+            ):
+                return False
+        return True
 
     def position_mark(self, node_id: NodeId) -> int:
         """Return the last position given to a peer: acknowledgements above it are news."""
         stream = self.deliveries.streams.get(node_id)
-        return 0 if stream is None else stream.given
+        return 0 if stream is None else stream.sending.given
 
     def flush(self) -> None:
         """Hand out what this step has gathered, as few effects as possible."""
-        self._local.flush(self.incarnation)
+        self.deliveries.local.flush(self.incarnation)
         self.deliveries.flush()

@@ -78,9 +78,7 @@ class Requests:
             return ResultCode.NOT_FOUND
         opened.waiting[node_id] += 1
         self._context.effects.append(
-            Replied(
-                opened.request, node_id, reply.tag, reply.body, reply.content_type, reply.code
-            )
+            Replied(opened.request, node_id, reply.tag, reply.body, reply.content_type, reply.code)
         )
         return ResultCode.OK
 

@@ -22,7 +22,9 @@ from clusternode.core.inputs import (
     WriteReady,
 )
 from clusternode.core.types import Address, ConnectionId, Instant
+from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import Close, CloseReason, Frame, Hello
+from clusternode.simulation.fidelity import Wire
 from clusternode.simulation.network import next_retransmission
 from clusternode.simulation.surroundings import ProcessView, WorldView
 
@@ -89,8 +91,9 @@ class End:
 class Connections:
     """All connections of a world."""
 
-    def __init__(self, world: WorldView) -> None:
+    def __init__(self, world: WorldView, wire: Wire) -> None:
         self._world = world
+        self._wire = wire
         self._stalled: dict[End, None] = {}  # ends with something that waits for TCP's next try
 
     # Dialling and the handshake.
@@ -153,8 +156,10 @@ class Connections:
 
     def _hello_arrived(self, end: End, hello: Hello) -> None:
         """Check the other side's HELLO, as the shell's session does."""
+        (said,) = self._wire.carry([frame_of(hello)])
+        assert isinstance(said, Hello)
         process = end.process
-        if hello.cluster != process.settings.cluster:
+        if said.cluster != process.settings.cluster:
             self.close(end, Close(CloseReason.WRONG_CLUSTER, process.settings.cluster))
             self._dial_failed(end, DialFailure.REJECTED, "wrong cluster", None)
             return
@@ -167,7 +172,7 @@ class Connections:
         else:
             port = EPHEMERAL_PORT_MIN + end.other.connection % EPHEMERAL_PORTS
             remote = f"{other.ip}:{port}"
-        process.feed(Connected(end.connection, hello, end.dialed, remote))
+        process.feed(Connected(end.connection, said, end.dialed, remote))
 
     def _dial_failed(
         self, end: End, failure: DialFailure, detail: str, close: Close | None
@@ -278,7 +283,7 @@ class Connections:
             self._world.at(at, self.take, closed, (ItemKind.END, "connection reset by peer", 0))
 
     def _frames_arrived(self, end: End, frames: list[Frame]) -> None:
-        messages = [frame.message for frame in frames]
+        messages = self._wire.carry(frames)
         if end.is_established:
             end.process.feed(FramesReceived(end.connection, messages))
         elif isinstance(messages[-1], Close):  # refused during the handshake
@@ -301,7 +306,7 @@ class Connections:
         """Close politely: what was written before still arrives, then `close`, then the end."""
         self._forget(end)
         if close is not None:
-            self._send(end, (ItemKind.FRAMES, [Frame(close, 0)], 0))
+            self._send(end, (ItemKind.FRAMES, [frame_of(close)], 0))
         self._send(end, (ItemKind.END, None, 0))
 
     def kill(self, end: End) -> None:

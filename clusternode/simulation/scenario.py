@@ -19,6 +19,7 @@ from clusternode.simulation.faults import (
     behaviour_of,
     quality_of,
 )
+from clusternode.simulation.fidelity import WIRES
 from clusternode.simulation.invariants import ALWAYS, EVENTUALLY
 from clusternode.simulation.resolver import Answer
 from clusternode.simulation.tables import NODES_MAX, REQUIRED, Table, suggest
@@ -142,6 +143,7 @@ def _plan(table: Table) -> WorldPlan:
         quality=quality_of(network),
         behaviour=behaviour_of(handlers),
         notification_of=_notification_of(nodes, addresses),
+        fidelity=table.names("fidelity", WIRES, "messages")[0],
     )
     for part in (settings, network, handlers):
         part.finish()

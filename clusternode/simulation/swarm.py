@@ -53,6 +53,7 @@ def story(seed: int) -> Values:
         "nodes": count,
         "seed": seed,
         "notification": rng.sample(nodes, rng.randint(1, min(3, count))),
+        "fidelity": rng.choice(["messages", "bytes"]),
         "settings": {"health": {"ping_interval": ping_interval, "ping_timeout": 1.0}},
         "network": {"latency": [0.0002, rng.choice([0.001, 0.02, 0.1])]},
         "handlers": {"handling": [0.0, rng.choice([0.0, 0.01, 0.3])]},

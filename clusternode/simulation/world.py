@@ -23,6 +23,7 @@ from clusternode.core.types import Address, Incarnation, Instant, NodeId, Second
 from clusternode.errors import ClusternodeError
 from clusternode.simulation.connections import Connections
 from clusternode.simulation.event_queue import EventQueue
+from clusternode.simulation.fidelity import wire_of
 from clusternode.simulation.history import Disturbance, History, LifeFact, Limits, OutboxSample
 from clusternode.simulation.network import LinkQuality, Network
 from clusternode.simulation.process import Host, Process
@@ -56,6 +57,8 @@ class WorldPlan:
     behaviour: Behaviour = attrs.field(factory=Behaviour)
     notification_of: Mapping[NodeId, Sequence[Address]] = attrs.field(factory=dict)
     """Instead of `notification`, for some nodes."""
+    fidelity: str = "messages"
+    """One of `WIRES`."""
 
 
 def address_of(index: int) -> Address:
@@ -74,7 +77,8 @@ class World(EventQueue):
         self.rng = random.Random(f"{seed}/world")
         self.network = Network(random.Random(f"{seed}/network"), plan.quality)
         self.resolver = ScriptedResolver()
-        self.connections = Connections(self)
+        wire = wire_of(plan.fidelity, random.Random(f"{seed}/wire"))
+        self.connections = Connections(self, wire)
         self.traffic = Traffic(self)
         self.trace = Trace(keep=keep_trace)
         self.history = History(settings=limits_of(plan))

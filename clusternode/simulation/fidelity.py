@@ -1,0 +1,63 @@
+"""How close to the wire a world is: messages as they are, or through bytes and back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+from clusternode.core.wire.codec import decode_untrusted, encoded_of
+from clusternode.core.wire.framing import FrameDecoder
+from clusternode.core.wire.limits import BODY_SIZE_LIMIT, CONTROL_PAYLOAD_MAX
+from clusternode.core.wire.messages import Frame, WireMessage
+from clusternode.errors import RemoteProtocolError
+
+CUTS_MAX = 3
+"""Into how many more pieces than one a write falls on its way."""
+
+
+class Wire(Protocol):
+    """Turns what one end wrote into what the other one reads."""
+
+    def carry(self, frames: Sequence[Frame]) -> list[WireMessage]: ...
+
+
+class MessageWire:
+    """Hands messages over as they are: fast."""
+
+    def carry(self, frames: Sequence[Frame]) -> list[WireMessage]:
+        return [frame.message for frame in frames]
+
+
+class ByteWire:
+    """Encodes, cuts the bytes anywhere, and decodes them: what one node says, another can read."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def carry(self, frames: Sequence[Frame]) -> list[WireMessage]:
+        """Carry one write.
+
+        Raises:
+            RemoteProtocolError: The codec does not read what the codec wrote: a bug.
+        """
+        data = b"".join(encoded_of(frame) for frame in frames)
+        cuts = sorted(self._rng.randint(0, len(data)) for _ in range(CUTS_MAX))
+        decoder = FrameDecoder(BODY_SIZE_LIMIT + CONTROL_PAYLOAD_MAX)
+        messages: list[WireMessage] = []
+        for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
+            found, problem = decoder.feed_untrusted(data[start:end])
+            if problem:
+                raise RemoteProtocolError(problem)
+            messages += [decode_untrusted(type_, payload) for type_, payload in found]
+        if len(messages) != len(frames):
+            raise RemoteProtocolError(f"{len(frames)} frames became {len(messages)}")
+        return messages
+
+
+WIRES = ("messages", "bytes")
+"""What a scenario may say for `fidelity`."""
+
+
+def wire_of(fidelity: str, rng: random.Random) -> Wire:
+    return ByteWire(rng) if fidelity == "bytes" else MessageWire()

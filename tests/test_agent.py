@@ -18,10 +18,10 @@ from clusternode.errors import (
     StateError,
 )
 from clusternode.testing.fakes import NotingReceiver
-from tests.agents import SEED, agent_settings, cluster_of, eventually, host_of
+from tests.agents import SEED, agent_settings, cluster_of, eventually, host_of, start
 
 ROUTES = """
-from clusternode.routes import api as routes
+from clusternode import routes
 
 @routes.request("locate")
 async def locate(request):
@@ -318,3 +318,26 @@ async def test_without_insecure_only_loopback_is_allowed():
 
     with pytest.raises(ConfigError, match=r"node\.listen.*insecure = true"):
         await agent.run()
+
+
+async def test_agents_talk_over_tcp():
+    def agent_at(node_id, seeds):
+        settings = agent_settings(node_id, "tcp://127.0.0.1:0", seeds, insecure=False)
+        return Agent(settings, has_control=False)
+
+    async with trio.open_nursery() as nursery:
+        first = await start(nursery, agent_at("n1", []))
+        seed = first.bus.members()[0].address
+        second = await start(nursery, agent_at("n2", [seed]))
+        wanted = {"n1": "active", "n2": "active"}
+        await eventually(lambda: first.statuses() == second.statuses() == wanted)
+        receiver = listen(first, "news")
+
+        results = await second.bus.broadcast("news", b"x" * 100_000)
+        await second.leave()
+
+        assert results == {"n1": ResultCode.OK}
+        assert receiver.messages[0][1].body == b"x" * 100_000
+        assert first.bus.is_from_node("127.0.0.1:5060")
+        assert first.statuses()["n2"] == "left"
+        await first.leave()

@@ -194,13 +194,13 @@ class MeshBus:
         if channel not in self._good_names:
             self._check_name("channel", channel)
         data, content_type = self._checked(body, content_type)
-        if not 0 <= max_forwards <= limits.U8_MAX:
+        if max_forwards != 1 and not 0 <= max_forwards <= limits.U8_MAX:
             raise ConfigError("max_forwards", max_forwards, f"0 to {limits.U8_MAX}")
         delivery, delivery_id = self._new_delivery(on_result)
         self.driver.feed(
             Publish(
                 delivery_id,
-                ChannelName(channel),
+                channel,  # type: ignore[arg-type]  # it is one; a call for the type costs time
                 data,
                 content_type,
                 destinations,
@@ -213,7 +213,7 @@ class MeshBus:
 
     def _new_delivery(self, on_result: ResultCallback | None) -> tuple[Delivery, DeliveryId]:
         delivery = Delivery(None if on_result is None else partial(_call_back, on_result))
-        delivery_id = DeliveryId(next(self._ids))
+        delivery_id: DeliveryId = next(self._ids)  # type: ignore[assignment]  # as `channel` above
         self._deliveries[delivery_id] = delivery
         return delivery, delivery_id
 
@@ -322,11 +322,11 @@ class MeshBus:
     # --- checks ---------------------------------------------------------------------------------
 
     def _checked(self, body: bytes | str, content_type: str | None) -> tuple[bytes, str]:
-        if isinstance(body, str):
+        if not isinstance(body, bytes):
+            if not isinstance(body, str):
+                raise ConfigError("body", type(body).__name__, "bytes or str")
             body = body.encode()
             content_type = content_type or TEXT_CONTENT_TYPE
-        elif not isinstance(body, bytes):
-            raise ConfigError("body", type(body).__name__, "bytes or str")
         if len(body) > self._body_size_max:
             raise BodyTooLarge(f"body of {len(body)} bytes, at most {self._body_size_max}")
         if content_type is None:

@@ -46,8 +46,7 @@ LAG_THRESHOLD: Final[Seconds] = 0.25
 """A timer so late means that the loop stood still; an idle host is late by milliseconds."""
 
 COUNTERS: Final = (
-    "node_inputs",
-    "node_effects",
+    "feeds",
     "timer_wake_ups",
     "loop_lags",
     "names_resolved",
@@ -146,9 +145,13 @@ class Driver:
         try:
             if now - self._armed > LAG_THRESHOLD:
                 self._report_lag(now)
-            self._step(now, input_)
+            perform = self._perform
+            for effect in self.node.step(now, input_):
+                perform(effect)
             while self._queue:
-                self._step(now, self._queue.popleft())
+                for effect in self.node.step(now, self._queue.popleft()):
+                    perform(effect)
+            self.counters["feeds"] += 1
         finally:
             self._is_busy = False
         deadline = self.node.next_deadline()
@@ -157,21 +160,14 @@ class Driver:
             if self._timer is not None:
                 self._timer.deadline = self._armed
 
-    def _step(self, now: Instant, input_: Input) -> None:
-        self.counters["node_inputs"] += 1
-        todo = self.node.step(now, input_)
-        if todo:
-            self.counters["node_effects"] += len(todo)
-            for effect in todo:
-                self._perform(effect)
-
     def _report_lag(self, now: Instant) -> None:
         """Tell the node before anything else, so that it does not take our silence for others'."""
         lag = now - self._armed
         self._armed = self._excused = now
         self.counters["loop_lags"] += 1
         logger.warning("the event loop stood still for %.2f s", lag)
-        self._step(now, Lagged(lag))
+        for effect in self.node.step(now, Lagged(lag)):
+            self._perform(effect)
 
     def _perform(self, effect: Effect) -> None:  # one branch for each effect
         around = self._around

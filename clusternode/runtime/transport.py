@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import socket
 from collections.abc import Sequence
 from typing import Final, Protocol
@@ -19,6 +20,9 @@ from clusternode.core.inputs import DialFailure, ResolvedAddress
 from clusternode.core.types import Address, Seconds
 from clusternode.errors import AddressInUse, ConfigError, PeerUnreachable
 from clusternode.runtime.listening import process_listening_on
+from clusternode.runtime.logs import RateLimitedLog
+
+logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 256
 """Connections that the kernel holds for us; a whole cluster may dial a restarted node at once."""
@@ -30,6 +34,10 @@ USER_TIMEOUT_MS: Final = 30_000
 """Unacknowledged bytes break the connection after this: `delivery_timeout` has passed by then."""
 BUSY_PAUSE: Final[Seconds] = 0.1
 """How long not to accept when the process or host has run out of something; trio waits as long."""
+
+SCHEME: Final = "tcp"
+ONLY_TCP: Final = "this transport cannot encrypt"
+"""Anything else must not be carried in clear text by mistake."""
 
 OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
@@ -119,6 +127,8 @@ class TcpTransport:
         self._resolver = resolver
 
     async def dial(self, address: Address, timeout: Seconds) -> Wire:
+        if address.scheme != SCHEME:
+            raise DialError(DialFailure.UNREACHABLE, f"{address}: {ONLY_TCP}")
         detail = f"{address}: no connection within {timeout:g} s"
         with trio.move_on_after(timeout):
             return await self._dial_any(address, trio.current_time() + timeout)
@@ -149,6 +159,8 @@ class TcpTransport:
         return [answer.address for answer in answers]
 
     async def listen(self, address: Address) -> TcpListener:
+        if address.scheme != SCHEME:
+            raise ConfigError("listen", str(address), f"tcp://HOST:PORT; {ONLY_TCP}")
         try:
             bound = (await self._numeric(address))[0]
         except (DialError, IndexError) as error:
@@ -179,6 +191,7 @@ class TcpListener:
 
     def __init__(self, sock: trio.socket.SocketType, bound: Address) -> None:
         self._socket = sock
+        self._log = RateLimitedLog(logger)
         self.address = Address(bound.scheme, bound.host, sock.getsockname()[1])
 
     async def accept(self) -> Wire:
@@ -189,8 +202,11 @@ class TcpListener:
                 if error.errno == errno.EBADF:
                     raise trio.ClosedResourceError from error
                 if error.errno in OUT_OF_RESOURCES:
+                    self._log.warn_about("accept", "cannot take connections: %s", error.strerror)
                     await trio.sleep(BUSY_PAUSE)
-                continue  # the connection was gone before it was ours
+                else:  # the connection was gone before it was ours, see accept(2)
+                    await trio.lowlevel.checkpoint()
+                continue
             try:
                 return _wire(sock)
             except OSError:

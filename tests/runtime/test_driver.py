@@ -137,4 +137,4 @@ async def test_the_snapshot_has_the_counters_of_all_parts(observer, autojump_clo
     counters = observer.driver.snapshot().counters
 
     assert counters["dials"] == 7
-    assert counters["node_inputs"] >= 1
+    assert counters["feeds"] >= 1

@@ -114,3 +114,13 @@ async def test_connections_do_not_wait_for_more_and_notice_dead_hosts():
 )
 def test_the_other_end_is_written_as_people_write_it(host, written):
     assert numeric_remote(host, 5) == written
+
+
+async def test_an_encrypted_address_is_never_used_in_clear_text():
+    transport = TcpTransport(FakeResolver())
+    address = Address("tls", "127.0.0.1", 1)
+
+    with pytest.raises(DialError, match="cannot encrypt"):
+        await transport.dial(address, 1.0)
+    with pytest.raises(ConfigError, match="cannot encrypt"):
+        await transport.listen(address)

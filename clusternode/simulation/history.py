@@ -103,7 +103,7 @@ class StatusFact:
 class Disturbance:
     """Something that excuses a node of `left` for not seeing one of `right`, and the reverse.
 
-    An empty `right` stands for every node. A reset of connections is none: it changes nothing.
+    An empty `right` stands for every node. One reset of a connection is none: it changes nothing.
     """
 
     kind: str

@@ -247,7 +247,8 @@ def _may_follow(before: str | None, previous: str) -> bool:
 def no_flapping_without_fault(view: View) -> Iterator[Finding]:
     """No member that runs and can be reached is ever shown as anything but active.
 
-    A reset of connections is no excuse: it changes nothing.
+    A reset of connections is no excuse: it changes nothing. Only one upon the other, faster than
+    a ping can be answered, is.
     """
     history = view.history
     for fact in history.statuses:

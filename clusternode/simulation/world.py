@@ -123,6 +123,7 @@ class World(EventQueue):
         self.history.lives.setdefault(node_id, []).append(fact)
         settings = self._settings(host)
         host.incarnation = settings.incarnation
+        self.counts.stepping = node_id
         host.process = Process(self, host, settings, fact)
         self.trace.note(f"{self.now!r} start {node_id} {host.lives}")
         host.process.start()
@@ -253,9 +254,12 @@ class World(EventQueue):
         """Break every connection between these pairs; what is on the way is lost."""
         for one, two in pairs:
             process = self.hosts[one].process
-            for end in list(process.ends.values()) if process is not None else ():
-                if end.other.process.node_id == two:
-                    self.connections.reset(end)
+            ends = list(process.ends.values()) if process is not None else []
+            found = [end for end in ends if end.other.process.node_id == two]
+            if found:
+                self._machines.note_reset(one, two)
+            for end in found:
+                self.connections.reset(end)
 
     # Looking at it.
 
@@ -283,6 +287,7 @@ class Machines:
         self.paused_at: dict[NodeId, Instant] = {}
         self._world = world
         self._open: dict[str, Disturbance] = {}  # name → still going on
+        self._last_reset: dict[tuple[NodeId, NodeId], Instant] = {}
 
     def begin_disturbance(self, name: str, left: Sequence[NodeId], right: Sequence[NodeId]) -> None:
         if name not in self._open:
@@ -290,6 +295,14 @@ class Machines:
             self._open[name] = disturbance
             self._world.history.disturbances.append(disturbance)
             self._world.trace.note(f"{self._world.now!r} {name}")
+
+    def note_reset(self, one: NodeId, two: NodeId) -> None:
+        """Excuse a pair that is reset again before a ping could be answered; once is no excuse."""
+        now, pair = self._world.now, (min(one, two), max(one, two))
+        if now - self._last_reset.get(pair, 0.0) <= self._world.plan.health.ping_timeout:
+            disturbance = Disturbance("resets", now, frozenset([one]), frozenset([two]), now)
+            self._world.history.disturbances.append(disturbance)
+        self._last_reset[pair] = now
 
     def end_disturbance(self, name: str) -> None:
         disturbance = self._open.pop(name, None)

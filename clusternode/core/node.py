@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clusternode.core.context import Context
-from clusternode.core.effects import Effect, LeaveFinished, Write
+from clusternode.core.effects import Effect, Write
 from clusternode.core.events import LoopLagged, StateNotWritten
 from clusternode.core.inputs import (
     AddMember,
@@ -38,19 +38,20 @@ from clusternode.core.inputs import (
     TimePassed,
     WriteReady,
 )
+from clusternode.core.leaving import Leaving
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.links import Link, Links, Phase
 from clusternode.core.membership.membership import Membership
 from clusternode.core.messaging.messaging import Messaging
+from clusternode.core.overview import overview
 from clusternode.core.settings import NodeSettings
-from clusternode.core.snapshots import MemberSnapshot, NodeSnapshot
+from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.timers import TimerKey
-from clusternode.core.types import Instant, NodeId, Seconds
+from clusternode.core.types import Instant, NodeId
 from clusternode.core.wire.messages import (
     POSITIONED_TYPE_MIN,
     Ack,
     Close,
-    CloseReason,
     Hello,
     List,
     Message,
@@ -67,9 +68,6 @@ from clusternode.core.wire.messages import (
     WireMessage,
 )
 from clusternode.core.wire.session import PROTOCOL_MAX, PROTOCOL_MIN
-
-LEAVE_TIMEOUT: Seconds = 0.5
-"""How long a leaving node waits for the others to know it; a stop ends within a second."""
 
 _POSITIONED = frozenset({Message, Request, Reply, Results})
 
@@ -92,7 +90,7 @@ class Node:
             priority=settings.priority,
         )
         self._membership = Membership(self._context, self._links, self._messaging, record, now)
-        self._leaving: dict[NodeId, None] | None = None
+        self._leaving = Leaving(self._context, self._membership, self._messaging)
         self._inputs = self._input_handlers()
         self._messages = self._message_handlers()
         self._timers = self._timer_handlers()
@@ -101,8 +99,8 @@ class Node:
         """Take one input and return what the surroundings should do, in order."""
         self._inputs[type(input_)](input_, now)
         self._messaging.flush()
-        if self._leaving is not None:
-            self._finish_leaving()
+        if self._leaving.is_under_way:
+            self._leaving.finish_if_done(now)
         effects = self._context.effects
         self._context.effects = []
         return effects
@@ -153,7 +151,7 @@ class Node:
             RemoveMember: lambda remove, now: membership.remove(remove.node_id, now),
             ChangeStatus: lambda one, now: membership.change_status(one.node_id, one.status, now),
             Lagged: self._lagged,
-            Leave: self._leave,
+            Leave: lambda leave, now: self._leaving.begin(now),
             Persisted: lambda persisted, now: None,
             PersistFailed: self._persist_failed,
         }
@@ -192,17 +190,16 @@ class Node:
     def _channels_changed(self, changed: ChannelsChanged, now: Instant) -> None:
         members = self._membership.members
         if tuple(sorted(changed.channels)) != members.own.channels:
-            self._membership.publish_own(members.change_own(channels=changed.channels))
+            self._membership.exchange.publish(members.change_own(channels=changed.channels))
 
     def _record_settings_changed(self, changed: RecordSettingsChanged, now: Instant) -> None:
         members = self._membership.members
         if (changed.tags, changed.priority) != (members.own.tags, members.own.priority):
             record = members.change_own(tags=changed.tags, priority=changed.priority)
-            self._membership.publish_own(record)
+            self._membership.exchange.publish(record)
 
     def _add_member(self, add: AddMember, now: Instant) -> None:
-        self._membership.discovery.learn(add.address, None, now)
-        self._membership.discovery.dial_soon(add.address, now)
+        self._membership.discovery.add(add.address, now)
 
     def _lagged(self, lagged: Lagged, now: Instant) -> None:
         self._membership.keepalive.lagged(now)
@@ -219,8 +216,6 @@ class Node:
         link = self._links.get(disconnected.connection)
         if link is None:
             return
-        if self._leaving is not None:
-            self._leaving.pop(link.node_id, None)
         self._membership.disconnected(
             link, disconnected.detail, now, misbehaved=disconnected.misbehaved
         )
@@ -236,10 +231,9 @@ class Node:
         if link is None:
             self._context.effects.append(Write(ready.connection, [], more=False))
             return
-        frames = list(link.control)
-        link.control.clear()
-        if link.phase is Phase.OPEN:
-            frames += self._messaging.take(link.node_id, ready.bytes_max)
+        frames, taken = self._links.take(link, ready.bytes_max)
+        if link.phase is Phase.OPEN and taken < ready.bytes_max:
+            frames += self._messaging.take(link.node_id, ready.bytes_max - taken)
         link.is_announced = False
         link.is_writing = bool(frames)
         link.progress_at = now
@@ -262,12 +256,15 @@ class Node:
             if kind is Close and positioned:
                 self._positioned(link, positioned, now)
                 positioned = []
+                if self._links.get(received.connection) is None:
+                    return
             self._messages[kind](link, message, now)
             if self._links.get(received.connection) is None:
                 return
         if positioned:
             self._positioned(link, positioned, now)
-        self._membership.keepalive.heard(link.node_id)
+        if link.phase is Phase.OPEN:
+            self._membership.keepalive.heard(link.node_id)
 
     def _positioned(self, link: Link, messages: list[WireMessage], now: Instant) -> None:
         if link.phase is not Phase.OPEN:
@@ -289,9 +286,9 @@ class Node:
             Ping: self._when_open(membership.ping_untrusted),
             Pong: self._when_open(self._pong),
             Resume: membership.resume_untrusted,
-            Records: self._when_open(membership.records_untrusted),
-            List: self._when_open(membership.list_untrusted),
-            Want: self._when_open(membership.want_untrusted),
+            Records: self._when_open(membership.exchange.records_untrusted),
+            List: self._when_open(membership.exchange.list_untrusted),
+            Want: self._when_open(membership.exchange.want_untrusted),
             Close: membership.closed_by_peer_untrusted,
             Hello: lambda link, hello, now: membership.misbehaved(link, "a second HELLO", now),
             Unknown: lambda link, unknown, now: self._context.count("unknown_types"),
@@ -315,15 +312,13 @@ class Node:
             self._membership.misbehaved(link, "Ack before Resume", now)
         elif not self._messaging.deliveries.acknowledged_untrusted(stream, ack.position, now):
             self._membership.misbehaved(link, f"Ack of {ack.position}, never sent", now)
-        else:
-            self._membership.keepalive.acknowledged(link.node_id, ack.position, now)
+        elif self._membership.keepalive.acknowledged(link.node_id, ack.position, now):
+            self._membership.proved(link.node_id, now)
+            self._leaving.heard_by(link.node_id)
 
     def _pong(self, link: Link, pong: Pong, now: Instant) -> None:
-        if self._membership.keepalive.answered(link.node_id, pong.number, now):
-            if self._leaving is not None:
-                self._leaving.pop(link.node_id, None)
-            self._membership.pong_arrived(link.node_id, now)
-        self._membership.digest_untrusted(link, pong.digest, now)
+        if self._membership.pong_untrusted(link, pong, now):
+            self._leaving.heard_by(link.node_id)
 
     # --- time -----------------------------------------------------------------------------------
 
@@ -344,8 +339,8 @@ class Node:
             "wait": lambda key, now: messaging.deliveries.admit_waiting(key[1], now),
             "request": lambda key, now: messaging.request_timed_out(key[1]),
             "forget": lambda key, now: membership.forget_due(now),
-            "persist": lambda key, now: membership.persist_due(now),
-            "leave": lambda key, now: self._leave_timed_out(),
+            "persist": lambda key, now: membership.memory.persist(now),
+            "leave": lambda key, now: None,  # `finish_if_done` follows every step
         }
 
     def _link_timed_out(self, key: TimerKey, now: Instant) -> None:
@@ -358,96 +353,8 @@ class Node:
         if link is not None:
             self._links.announce(link)
 
-    # --- leaving --------------------------------------------------------------------------------
-
-    def _leave(self, _leave: Leave, now: Instant) -> None:
-        """Publish the last version of our record and ask everyone whether it has arrived."""
-        if self._leaving is not None:
-            return
-        self._messaging.is_leaving = True
-        self._leaving = {}
-        membership = self._membership
-        membership.publish_own(membership.members.change_own(left=True))
-        for link in self._links:
-            membership.keepalive.unwatch(link.node_id)
-            membership.keepalive.ping(link.node_id, 0, now)
-            self._leaving[link.node_id] = None
-        self._context.timers.set(("leave",), now + LEAVE_TIMEOUT)
-
-    def _leave_timed_out(self) -> None:
-        if self._leaving is not None:
-            self._leaving.clear()
-
-    def _finish_leaving(self) -> None:
-        is_late = self._context.timers.deadline_of(("leave",)) is None
-        if self._leaving or not (is_late or self._messaging.is_drained()):
-            return
-        self._leaving = None
-        self._context.timers.cancel(("leave",))
-        for link in list(self._links):
-            self._links.close(link, CloseReason.BYE, "leaving")
-        self._context.effects.append(LeaveFinished())
-
     # --- for people -----------------------------------------------------------------------------
 
     def snapshot(self, now: Instant) -> NodeSnapshot:
         """Return the member list, the notification addresses and the counters as they are now."""
-        membership = self._membership
-        own = membership.members.own
-        rows = [self._own_snapshot(own)]
-        for node_id in sorted(membership.members.rows):
-            if membership.members.rows[node_id].is_member:
-                rows.append(self._member_snapshot(node_id, now))
-        return NodeSnapshot(
-            node_id=own.node_id,
-            cluster=self.settings.cluster,
-            incarnation=own.incarnation,
-            digest=membership.members.digest,
-            members=tuple(rows),
-            addresses=membership.discovery.snapshot(now),
-            counters=dict(sorted(self._context.counters.items())),
-        )
-
-    def _own_snapshot(self, own: Record) -> MemberSnapshot:
-        return MemberSnapshot(
-            node_id=own.node_id,
-            address=own.address,
-            status=(Health.LEFT if own.left else Health.ACTIVE).value,
-            fail_count=0,
-            incarnation=own.incarnation,
-            version=own.version,
-            last_seen_s=0.0,
-            tags=dict(own.tags),
-            channels=own.channels,
-            local=True,
-            priority=own.priority,
-            link="self",
-            round_trip_s=None,
-            notification=False,
-            remote="",
-            outbox_bytes=0,
-        )
-
-    def _member_snapshot(self, node_id: NodeId, now: Instant) -> MemberSnapshot:
-        row = self._membership.members.rows[node_id]
-        record = row.record
-        link = self._links.open_to(node_id)
-        stream = self._messaging.deliveries.streams.get(node_id)
-        return MemberSnapshot(
-            node_id=node_id,
-            address=record.address,
-            status=row.health.value,
-            fail_count=row.fail_count,
-            incarnation=record.incarnation,
-            version=record.version,
-            last_seen_s=None if row.heard_at is None else now - row.heard_at,
-            tags=dict(record.tags),
-            channels=record.channels,
-            local=False,
-            priority=record.priority,
-            link="none" if link is None else "direct",
-            round_trip_s=self._membership.keepalive.round_trips.get(node_id),
-            notification=self._membership.is_notification(row),
-            remote="" if link is None else link.remote,
-            outbox_bytes=0 if stream is None else stream.held_bytes,
-        )
+        return overview(self._context, self._membership, self._messaging, now)

@@ -8,7 +8,10 @@ ever, others until nobody has heard from them for `forget_after`.
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
+import math
+from collections import deque
 from collections.abc import Sequence
 
 import attrs
@@ -25,6 +28,8 @@ RESOLVED_ADDRESSES_MAX = 256
 """So many addresses of one name are used; the rest is counted and left out."""
 BACKOFF_DOUBLINGS_MAX = 16
 """Beyond this the back-off is at `redial_max` with any sensible settings."""
+ADDRESSES_OF_NODE_MAX = 8
+"""So many addresses of one node are dialled: where it says it is, was, and was found."""
 
 
 class TargetState(enum.Enum):
@@ -49,6 +54,8 @@ class Target:
     """Who was found there, or who says that it is there."""
     failures: int = 0
     error: str = ""
+    is_queued: bool = False
+    """Whether it is due, but `dials_per_second` are used up."""
     names: list[Address] = attrs.Factory(list)
     """The notification addresses that it stands for; dialled for ever if there are any."""
 
@@ -69,50 +76,91 @@ class Name:
 class Discovery:
     """Keeps one target per address and dials those that are due."""
 
-    def __init__(self, context: Context, now: Instant) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
         self._settings = context.settings.discovery
         self._targets: dict[Address, Target] = {}
         self._of_node: dict[NodeId, dict[Address, None]] = {}  # node → its addresses, in order
         self._names: dict[Address, Name] = {}
         self._unreachable: dict[Address, bool] = {}  # notification address → was it announced
-        self._tokens = self._settings.dials_per_second
-        self._tokens_at = now
+        self._dialed_at: deque[Instant] = deque(  # the last dials, as many as one period allows
+            maxlen=max(1, int(self._settings.dials_per_second))
+        )
 
     def start(self, now: Instant) -> None:
         """Take up the notification addresses of the settings."""
         for address in self._settings.notification_addresses:
             if is_numeric(address):
-                self._target(address, now).names.append(address)
-                self._schedule(address, now)
+                self._adopt(address, address, now)
             else:
                 self._names[address] = Name(address)
                 self.refresh(address, now)
 
+    def add(self, address: Address, now: Instant) -> None:
+        """Dial an address because an operator said so; a name is looked up from now on."""
+        if address.scheme != "srv":
+            self._target(address, now)
+            self.dial_soon(address, now)
+        elif address not in self._names:
+            self._names[address] = Name(address)
+            self.refresh(address, now)
+
     # --- what is known --------------------------------------------------------------------------
 
     def is_notification(self, node_id: NodeId, address: Address | None) -> bool:
-        """Tell whether a node is reached by a notification address."""
+        """Tell whether a node is reached by a notification address.
+
+        It is not where another node, or we ourselves, were found there instead.
+        """
         if address is not None:
             target = self._targets.get(address)
-            if address in self._names or (target is not None and target.names):
-                return True
-        return any(target.names for target in self._targets_of(node_id))
+            if target is None:
+                return address in self._names or self._is_candidate(address)
+            is_taken = target.state is TargetState.CONNECTED and target.node_id != node_id
+            if not is_taken and target.state is not TargetState.SELF:
+                if target.names or self._is_candidate(address):
+                    return True
+        return any(
+            target.names or self._is_candidate(target.address)
+            for target in self._targets_of(node_id)
+        )
 
-    def expected_at(self, address: Address) -> list[NodeId]:
+    def _is_candidate(self, address: Address) -> bool:
+        return any(address in entry.candidates for entry in self._names.values())
+
+    def expected_at(self, address: Address) -> NodeId | None:
         """Return the node that was last found at an address, or says that it is there."""
         target = self._targets.get(address)
-        return [] if target is None or target.node_id is None else [target.node_id]
+        return None if target is None else target.node_id
 
-    def learn(self, address: Address, node_id: NodeId | None, heard_at: Instant) -> Target:
-        """Take note of an address; what was heard later counts."""
+    def is_queued(self, node_id: NodeId) -> bool:
+        """Tell whether the dial of a node waits for our own rate limit."""
+        return any(target.is_queued for target in self._targets_of(node_id))
+
+    def learn(self, address: Address, node_id: NodeId, heard_at: Instant) -> None:
+        """Take note of where a node says it is; who was found there stays there."""
         target = self._target(address, heard_at)
         target.heard_at = max(target.heard_at, heard_at)
-        if node_id is not None and target.node_id != node_id:
-            self._unbind(target)
-            target.node_id = node_id
-            self._of_node.setdefault(node_id, {})[address] = None
-        return target
+        if target.state is not TargetState.CONNECTED:
+            self._bind(target, node_id)
+
+    def reset_backoff(self, address: Address) -> None:
+        """Take note that there is news from an address: it may have come back."""
+        target = self._targets.get(address)
+        if target is not None:
+            target.failures = 0
+
+    def _bind(self, target: Target, node_id: NodeId) -> None:
+        if target.node_id == node_id:
+            return
+        self._unbind(target)
+        target.node_id = node_id
+        addresses = self._of_node.setdefault(node_id, {})
+        addresses[target.address] = None
+        if len(addresses) > ADDRESSES_OF_NODE_MAX:
+            oldest = [one for one in self._targets_of(node_id) if not one.names][:1]
+            for one in oldest:
+                self._drop(one)
 
     def _unbind(self, target: Target) -> None:
         if target.node_id is not None:
@@ -154,34 +202,34 @@ class Discovery:
         if not target.names and now - target.heard_at >= self._settings.forget_after:
             self._drop(target)
             return
-        wait = self._take_token(now)
-        if wait > 0:
-            self._schedule(address, now + wait)
+        free_at = self._free_at()
+        target.is_queued = now < free_at
+        if target.is_queued:
+            # Spread those that wait, so that they do not all come back at once.
+            self._schedule(address, free_at + self._context.rng.random())
             return
+        self._dialed_at.append(now)
         target.state = TargetState.DIALING
         self._context.count("dials")
         self._context.effects.append(Dial(address))
 
-    def _take_token(self, now: Instant) -> Seconds:
-        """Take one of the dials of this second, or return how long to wait for it."""
-        rate = self._settings.dials_per_second
-        self._tokens = min(rate, self._tokens + (now - self._tokens_at) * rate)
-        self._tokens_at = now
-        if self._tokens >= 1.0:
-            self._tokens -= 1.0
-            return 0.0
-        # Spread those that wait, so that they do not all come back at once.
-        return (1.0 - self._tokens) / rate + self._context.rng.random()
+    def _free_at(self) -> Instant:
+        """Return when the rate allows the next dial; an instant that has passed: now."""
+        count = self._dialed_at.maxlen
+        if count is None or len(self._dialed_at) < count:
+            return -math.inf
+        return self._dialed_at[0] + count / self._settings.dials_per_second
 
     def connected(self, address: Address | None, node_id: NodeId, now: Instant) -> None:
         """Take note that a node is connected; `address` is what we dialled, if we did."""
         if address is not None:
-            self.learn(address, node_id, now)
+            self._bind(self._target(address, now), node_id)
         for target in self._targets_of(node_id):
             target.heard_at = now
             target.failures = 0
             target.error = ""
             target.state = TargetState.CONNECTED
+            target.is_queued = False
             self._context.timers.cancel(("dial", target.address))
             self._announce(target)
 
@@ -192,20 +240,18 @@ class Discovery:
             target.state = TargetState.WAITING
             self._schedule(address, now + self._settings.redial_max)
 
-    def disconnected(self, node_id: NodeId, now: Instant, *, redial: bool) -> None:
-        """A node has no connection any more: dial its addresses at once, or not at all."""
+    def disconnected(self, node_id: NodeId, now: Instant, delay: Seconds) -> None:
+        """A node has no connection any more: dial its addresses when `delay` is over."""
         for target in self._targets_of(node_id):
             if target.state is TargetState.CONNECTED:
                 target.state = TargetState.WAITING
-                if redial:
-                    self._schedule(target.address, now)
-                elif target.names:
-                    self._schedule(target.address, now + self._settings.redial_max)
+                self._schedule(target.address, now + delay)
 
     def failed(
         self, address: Address, failure: DialFailure, detail: str, now: Instant
     ) -> NodeId | None:
         """Take a failed dial, and return the node that was expected there."""
+        self._context.count(f"dials_failed_{failure.value}")
         target = self._targets.get(address)
         if target is None:
             return None
@@ -215,25 +261,36 @@ class Discovery:
             target.state = TargetState.WAITING
         if target.state is TargetState.WAITING:
             self._try_next_candidates(target, now)
-            self._schedule(address, now + self._backoff(target.failures))
+            if self._is_parked(target):
+                self._context.timers.cancel(("dial", address))
+            else:
+                self._schedule(address, now + self._backoff(target.failures))
         self._announce(target)
-        self._context.count(f"dials_failed_{failure.value}")
         return target.node_id
 
-    def found_self(self, address: Address) -> None:
+    def found_self(self, address: Address, now: Instant) -> None:
+        """Take note that we have dialled ourselves, and go on to others behind that name."""
         target = self._targets.get(address)
         if target is not None:
             target.state = TargetState.SELF
             target.error = ""
             self._context.timers.cancel(("dial", address))
             self._announce(target)
+            self._try_next_candidates(target, now)
 
-    def forget_node(self, node_id: NodeId) -> None:
+    def forget_node(self, node_id: NodeId, now: Instant) -> None:
         """Dial the addresses of a node no longer, but for notification addresses."""
+        self.disconnected(node_id, now, self._settings.redial_max)
         for target in self._targets_of(node_id):
             self._unbind(target)
-            if not target.names and target.state is not TargetState.DIALING:
+            if not target.names:
                 self._drop(target)
+
+    def _is_parked(self, target: Target) -> bool:
+        """Tell whether an address is kept only because its name may come back to it."""
+        if target.names or target.node_id is not None:
+            return False
+        return self._is_candidate(target.address)
 
     def _drop(self, target: Target) -> None:
         self._unbind(target)
@@ -297,6 +354,8 @@ class Discovery:
             target = self._targets.get(address)
             if address in previous and target is not None and entry.name in target.names:
                 entry.index = index
+                if target.state is TargetState.SELF:
+                    self._try_next_candidates(target, now)
                 return
         self._adopt(entry.candidates[0], entry.name, now)
 
@@ -325,32 +384,38 @@ class Discovery:
         if name not in target.names:
             target.names.append(name)
         if target.state is TargetState.WAITING:
-            self._schedule(address, now)
+            # One round through all candidates at once, then the back-off.
+            wait = self._backoff(target.failures) if target.failures > 0 else 0.0
+            self._schedule(address, now + wait)
         self._announce(target)
 
     def _release(self, address: Address, name: Address) -> None:
+        """A name stands for an address no longer: dial it only if a node was heard of there."""
         target = self._targets.get(address)
-        if target is not None and name in target.names:
+        if target is None:
+            return
+        if name in target.names:
             target.names.remove(name)
+        if not target.names and target.node_id is None and not self._is_candidate(address):
+            self._drop(target)
 
     def _try_next_candidates(self, target: Target, now: Instant) -> None:
-        """Where a name is tried one address at a time, go on to its next one."""
+        """Where a name is tried one address at a time, go on to its next one but ourselves."""
         if self._settings.multi_notify:
             return
         for name in list(target.names):
             entry = self._names.get(name)
-            if entry is None or len(entry.candidates) < 2:
+            if entry is None:
                 continue
-            entry.index = (entry.index + 1) % len(entry.candidates)
-            following = entry.candidates[entry.index]
-            if following != target.address:
-                self._release(target.address, name)
-                self._target(following, now)
-                self._adopt(following, name, now)
-                # One round through all candidates, then the back-off.
-                failures = self._targets[following].failures
-                if failures > 0:
-                    self._schedule(following, now + self._backoff(failures))
+            count = len(entry.candidates)
+            for step in range(1, count):
+                index = (entry.index + step) % count
+                following = self._targets.get(entry.candidates[index])
+                if following is None or following.state is not TargetState.SELF:
+                    entry.index = index
+                    self._release(target.address, name)
+                    self._adopt(entry.candidates[index], name, now)
+                    break
 
     # --- for people -----------------------------------------------------------------------------
 
@@ -400,6 +465,7 @@ def describe_failure(failure: DialFailure, detail: str) -> str:
     return f"{failure.value}: {detail}" if detail else failure.value
 
 
+@functools.lru_cache(maxsize=4096)  # a ping looks at its member's, and most never change
 def address_of_untrusted(text: str) -> Address | None:
     """Read the address that a node gives of itself; None when it cannot be dialled."""
     try:

@@ -25,10 +25,14 @@ class OpenPing:
     """A ping that has not been answered yet."""
 
     number: int
-    opened_at: Instant
+    sent_at: Instant
+    checked_at: Instant
+    """Since when the writer is expected to make progress."""
     deadline: Instant
     position_mark: int
     """What was given a position after this one proves, acknowledged, that we were heard."""
+    is_repeated: bool = False
+    """Whether it was asked again on a new connection, or for a newcomer; that is done once."""
     is_extended: bool = False
     """Whether other traffic of the peer has moved the deadline; it may do so once."""
 
@@ -70,20 +74,37 @@ class Keepalive:
 
     def ping(self, node_id: NodeId, position_mark: int, now: Instant) -> bool:
         """Open a ping unless one is; tells whether the member must be dialled for it."""
+        link = self._links.open_to(node_id)
         if node_id not in self._open:
             timeout = self._context.settings.health.ping_timeout
-            ping = OpenPing(self._next_number, now, now + timeout, position_mark)
+            ping = OpenPing(self._next_number, now, now, now + timeout, position_mark)
             self._next_number += 1
             self._open[node_id] = ping
             self._context.timers.set(("pong", node_id), ping.deadline)
             self._context.count("pings_opened")
+            if link is not None:
+                self._links.send(link, Ping(ping.number, self._members.digest))
+        return link is None
+
+    def ping_again(self, node_id: NodeId, position_mark: int, now: Instant) -> None:
+        """Ask on the connection there is now: what was sent before proves nothing about it.
+
+        Gives an open ping its full time once more, but only once: connections that come and go
+        cannot keep it open.
+        """
+        ping = self._open.get(node_id)
         link = self._links.open_to(node_id)
-        if link is None:
-            return True
-        ping = self._open[node_id]
-        ping.opened_at = now
+        if ping is None or link is None:
+            self.ping(node_id, position_mark, now)
+            return
+        ping.number = self._next_number
+        self._next_number += 1
+        ping.position_mark = position_mark
+        ping.sent_at = ping.checked_at = now
         self._links.send(link, Ping(ping.number, self._members.digest))
-        return False
+        if not ping.is_repeated:
+            ping.is_repeated = True
+            self._move(node_id, ping, now + self._context.settings.health.ping_timeout)
 
     # --- answers --------------------------------------------------------------------------------
 
@@ -93,17 +114,17 @@ class Keepalive:
         if ping is None or ping.number != number:
             self._context.count("pongs_unexpected")
             return False
-        self.round_trips[node_id] = now - ping.opened_at
+        self.round_trips[node_id] = now - ping.sent_at
         self._proved(node_id, now)
         return True
 
-    def acknowledged(self, node_id: NodeId, position: int, now: Instant) -> None:
-        """Take an acknowledgement: proof of life if it is for something sent after the ping."""
+    def acknowledged(self, node_id: NodeId, position: int, now: Instant) -> bool:
+        """Take an acknowledgement: it answers the ping if it is for something sent after it."""
         ping = self._open.get(node_id)
-        if ping is not None and position > ping.position_mark:
-            row = self._members.rows.get(node_id)
-            if row is not None and row.health is Health.ACTIVE:
-                self._proved(node_id, now)
+        if ping is None or position <= ping.position_mark:
+            return False
+        self._proved(node_id, now)
+        return True
 
     def heard(self, node_id: NodeId) -> None:
         """Take any other traffic: it extends the open ping once, and never activates."""
@@ -112,6 +133,12 @@ class Keepalive:
             ping.is_extended = True
             self._move(node_id, ping, ping.deadline + self._context.settings.health.ping_timeout)
 
+    def postpone(self, node_id: NodeId, now: Instant) -> None:
+        """Give an open ping its full time again: we have not even begun to dial."""
+        ping = self._open.get(node_id)
+        if ping is not None:
+            self._move(node_id, ping, now + self._context.settings.health.ping_timeout)
+
     def lagged(self, now: Instant) -> None:
         """Give every open ping its full time again: it was we who stood still."""
         for node_id, ping in self._open.items():
@@ -119,9 +146,7 @@ class Keepalive:
 
     def _proved(self, node_id: NodeId, now: Instant) -> None:
         self._forget(node_id)
-        row = self._members.rows.get(node_id)
-        if row is None:
-            return
+        row = self._members.rows[node_id]
         row.heard_at = row.silent_since = now
         row.fail_count = 0
         health = apply_ping_answered(row.health)
@@ -133,19 +158,19 @@ class Keepalive:
     def timed_out(self, node_id: NodeId, now: Instant) -> bool:
         """Take the deadline of the open ping; tells whether the ping failed."""
         ping = self._open.get(node_id)
-        if ping is None:
+        if ping is None or now < ping.deadline:
             return False
         link = self._links.open_to(node_id)
         if link is not None and self._is_draining(link, ping):
             self._move(node_id, ping, now + self._context.settings.health.ping_timeout)
-            ping.opened_at = now
+            ping.checked_at = now
             return False
         return True
 
     @staticmethod
     def _is_draining(link: Link, ping: OpenPing) -> bool:
         """Tell whether our bytes to the peer have moved since the ping but are not all gone."""
-        return (link.is_writing or link.is_announced) and link.progress_at > ping.opened_at
+        return (link.is_writing or link.is_announced) and link.progress_at > ping.checked_at
 
     def failed(self, node_id: NodeId, row: Row, *, is_protected: bool, now: Instant) -> Health:
         """Count a failed ping and return the status after it."""

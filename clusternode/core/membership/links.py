@@ -9,17 +9,20 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Iterator
+from typing import Protocol
 
 import attrs
 
 from clusternode.core.context import Context
 from clusternode.core.effects import Disconnect, OutputReady
+from clusternode.core.inputs import Connected
 from clusternode.core.types import Address, ConnectionId, Instant, NodeId
 from clusternode.core.wire.codec import frame_of
-from clusternode.core.wire.messages import Close, CloseReason, Frame, Hello, WireMessage
+from clusternode.core.wire.limits import MIB
+from clusternode.core.wire.messages import Close, CloseReason, Frame, Hello, Resume, WireMessage
 
-CONTROL_FRAMES_MAX = 4096
-"""Control frames that may wait for one peer: a table of 800 000 records, or as many pongs."""
+CONTROL_BYTES_MAX = 8 * MIB
+"""Control frames that may wait for one peer: a whole table with tags and channels, twice."""
 WAITING_LINKS_MAX = 4
 """Connections of one peer that may wait for a decision: two dials each way, crossing."""
 
@@ -49,12 +52,32 @@ class Link:
     phase: Phase
     control: deque[Frame] = attrs.Factory(deque)
     """Frames without a position; written before all data."""
+    control_bytes: int = 0
+    held_resume: Resume | None = None
+    """The peer's Resume, while an older connection still has to end or to prove itself."""
+    close_reason: int | None = None
+    """What the peer said in its Close."""
+    exchanged_at: Instant | None = None
+    """When the last digest exchange began."""
+    is_settled: bool = False
+    """Whether the peer has our record for certain, so that digests can be compared."""
     is_announced: bool = False
     """Whether OutputReady was given and WriteReady has not come yet."""
     is_writing: bool = False
     """Whether a Write with frames was given and the next WriteReady has not come yet."""
     progress_at: Instant = 0.0
     """When the writer last took something or was done with it."""
+
+
+class StreamsOfLinks(Protocol):
+    """What membership needs to know of messaging."""
+
+    def resume_of(self, node_id: NodeId, hello: Hello) -> Resume: ...
+    def resumed_untrusted(self, node_id: NodeId, resume: Resume) -> bool: ...
+    def disconnected(self, node_id: NodeId, now: Instant, *, blames_frame: bool) -> None: ...
+    def gone(self, node_id: NodeId) -> None: ...
+    def disabled(self, node_id: NodeId) -> None: ...
+    def position_mark(self, node_id: NodeId) -> int: ...
 
 
 class Links:
@@ -64,9 +87,14 @@ class Links:
         self._context = context
         self._by_connection: dict[ConnectionId, Link] = {}
         self._open: dict[NodeId, Link] = {}
+        self._by_node: dict[NodeId, dict[ConnectionId, Link]] = {}  # node → its connections
 
     def __iter__(self) -> Iterator[Link]:
         return iter(self._open.values())
+
+    def every(self) -> list[Link]:
+        """Return all connections, open or not."""
+        return list(self._by_connection.values())
 
     def get(self, connection: ConnectionId) -> Link | None:
         return self._by_connection.get(connection)
@@ -77,48 +105,57 @@ class Links:
     def is_open_to(self, node_id: NodeId) -> bool:
         return node_id in self._open
 
-    def others_of(self, node_id: NodeId) -> list[Link]:
-        """Return the connections of a node that are not open, oldest first."""
-        return [
-            link
-            for link in self._by_connection.values()
-            if link.node_id == node_id and link.phase is not Phase.OPEN
-        ]
+    def of(self, node_id: NodeId) -> list[Link]:
+        """Return all connections of a node, oldest first."""
+        links = self._by_node.get(node_id)
+        return [] if links is None else list(links.values())
+
+    def proving(self, node_id: NodeId) -> list[Link]:
+        """Return the connections of a node that wait until an older one has proved itself."""
+        links = self._by_node.get(node_id)
+        if links is None or len(links) == 1:
+            return []
+        return [link for link in links.values() if link.phase is Phase.PROVING]
 
     # --- life -----------------------------------------------------------------------------------
 
-    def add(self, link: Link) -> None:
+    def add(self, connected: Connected, now: Instant) -> Link:
+        """Take up a connection; it is held back until somebody decides about it."""
+        hello = connected.hello
+        link = Link(
+            connected.connection,
+            hello.node_id,
+            hello,
+            connected.dialed,
+            connected.remote,
+            now,
+            Phase.PROVING,
+            progress_at=now,
+        )
         self._by_connection[link.connection] = link
-        link.progress_at = link.connected_at
+        self._by_node.setdefault(link.node_id, {})[link.connection] = link
         timeout = self._context.settings.discovery.handshake_timeout
-        self._context.timers.set(("link", link.connection), link.connected_at + timeout)
+        self._context.timers.set(("link", link.connection), now + timeout)
+        return link
 
-    def decide(self, candidate: Link, now: Instant) -> Link:
-        """Choose between a connection and those there are, and return the one to keep.
+    def stays(self, link: Link, rival: Link) -> bool:
+        """Tell whether a connection is kept, and not its rival; both ends decide alike.
 
-        Of two made less than `handshake_timeout` apart the one that we dialled stays, else the
-        newer one replaces the older.
+        Of two made less than `handshake_timeout` apart the one stays that the smaller id dialled,
+        else the newer one. One of another incarnation is no rival: it is proved or replaced.
         """
-        rivals = [
-            link
-            for link in self._by_connection.values()
-            if link.node_id == candidate.node_id
-            and link is not candidate
-            and link.phase in (Phase.OPEN, Phase.RESUMING)
-        ]
+        if link.hello.incarnation != rival.hello.incarnation:
+            return True
         window = self._context.settings.discovery.handshake_timeout
-        for rival in rivals:
-            is_close = now - rival.connected_at < window
-            if is_close and rival.dialed is not None and candidate.dialed is None:
-                return rival
-        return candidate
+        is_close = abs(link.connected_at - rival.connected_at) < window
+        is_other_way = (link.dialed is None) != (rival.dialed is None)
+        if is_close and is_other_way:
+            return (link.dialed is not None) == (self._context.settings.node_id < link.node_id)
+        return link.connected_at >= rival.connected_at
 
     def opened(self, link: Link) -> None:
-        """Make a connection the open one of its node; any other is closed."""
+        """Make a connection the open one of its node; the caller has closed any other."""
         self._context.timers.cancel(("link", link.connection))
-        for rival in list(self._by_connection.values()):
-            if rival.node_id == link.node_id and rival is not link and rival.phase is Phase.OPEN:
-                self.close(rival, CloseReason.DUPLICATE_CONNECTION)
         link.phase = Phase.OPEN
         self._open[link.node_id] = link
 
@@ -133,6 +170,10 @@ class Links:
     def lost(self, link: Link) -> None:
         """Forget a connection."""
         del self._by_connection[link.connection]
+        links = self._by_node[link.node_id]
+        del links[link.connection]
+        if not links:
+            del self._by_node[link.node_id]
         self._context.timers.cancel(("link", link.connection))
         if self._open.get(link.node_id) is link:
             del self._open[link.node_id]
@@ -142,13 +183,27 @@ class Links:
     def send(self, link: Link, message: WireMessage) -> None:
         """Queue a message without a position; it overtakes all data.
 
-        A peer that asks without reading the answers gets no more of them (`CONTROL_FRAMES_MAX`).
+        A peer that asks without reading the answers gets no more of them (`CONTROL_BYTES_MAX`).
         """
-        if len(link.control) >= CONTROL_FRAMES_MAX:
+        frame = frame_of(message)
+        if link.control_bytes + frame.size_bytes > CONTROL_BYTES_MAX:
             self._context.count("control_frames_dropped")
             return
-        link.control.append(frame_of(message))
+        link.control.append(frame)
+        link.control_bytes += frame.size_bytes
         self.announce(link)
+
+    @staticmethod
+    def take(link: Link, bytes_max: int) -> tuple[list[Frame], int]:
+        """Return the control frames for one write, and their size."""
+        frames: list[Frame] = []
+        taken = 0
+        while link.control and taken < bytes_max:
+            frame = link.control.popleft()
+            taken += frame.size_bytes
+            frames.append(frame)
+        link.control_bytes -= taken
+        return frames, taken
 
     def announce(self, link: Link) -> None:
         """Say that something waits to be written, unless that is known already."""

@@ -23,8 +23,8 @@ from clusternode.core.events import (
     RecordChanged,
 )
 from clusternode.core.membership.digest import digest_of_record
-from clusternode.core.membership.health import Health
-from clusternode.core.types import ChannelName, Incarnation, Instant, NodeId
+from clusternode.core.membership.health import Health, apply_left, apply_returned
+from clusternode.core.types import ChannelName, Incarnation, Instant, NodeId, Seconds
 from clusternode.core.wire.limits import ENTRIES_MAX
 from clusternode.core.wire.messages import ListEntry, Record
 
@@ -50,9 +50,13 @@ class Row:
     """When it last proved to us that it is there."""
     fail_count: int = 0
     is_confirmed: bool = False
-    """Whether it has ever answered us; until then nothing is raised about it."""
+    """Whether it has answered us since it came (back); until then nothing is raised about it."""
+    has_answered: bool = False
+    """Whether it has ever answered us."""
     is_linked: bool = False
     """Whether a connection to it is open, so that only it speaks for itself."""
+    is_told: bool = True
+    """Whether its record is in the digest and told to others: it was not silent too long."""
 
     @property
     def is_member(self) -> bool:
@@ -79,7 +83,7 @@ class Members:
         self.own = record
         self.rows: dict[NodeId, Row] = {}
         self.digest = self._digest_of(record)
-        self._active_count = 0
+        self.active_count = 0
 
     def __iter__(self) -> Iterator[tuple[NodeId, Row]]:
         return iter(self.rows.items())
@@ -88,10 +92,6 @@ class Members:
     def is_full(self) -> bool:
         """Tell whether the table has no room for another record: a list would not fit a frame."""
         return len(self.rows) + 1 >= ENTRIES_MAX
-
-    def active_ids(self) -> list[NodeId]:
-        active = Health.ACTIVE
-        return [node_id for node_id, row in self.rows.items() if row.health is active]
 
     def is_active(self, node_id: NodeId) -> bool:
         row = self.rows.get(node_id)
@@ -109,7 +109,7 @@ class Members:
         incarnation: Incarnation | None = None,
         version_above: int = 0,
     ) -> Record:
-        """Make the next version of the own record and return it."""
+        """Make the next version of the own record and return it; who has left stays so."""
         own = self.own
         changed = attrs.evolve(
             own,
@@ -117,7 +117,7 @@ class Members:
             channels=own.channels if channels is None else tuple(sorted(channels)),
             tags=own.tags if tags is None else tags,
             priority=own.priority if priority is None else priority,
-            left=left,
+            left=left or own.left,
             incarnation=own.incarnation if incarnation is None else incarnation,
         )
         self.digest ^= self._digest_of(own) ^ self._digest_of(changed)
@@ -130,7 +130,7 @@ class Members:
         """Take a record that `source` sent. Only (incarnation, version) decides which is newer."""
         if record.node_id == self.own.node_id:
             return Merged.REFUTED if record.key > self.own.key else Merged.IGNORED
-        if record.silent_for >= self._context.settings.discovery.forget_after:
+        if record.silent_for >= self._forget_after or record.version == 0:
             return Merged.IGNORED
         row = self.rows.get(record.node_id)
         silent_since = now - record.silent_for
@@ -143,7 +143,7 @@ class Members:
             return Merged.LEFT if record.left else Merged.NEW
         if row.is_linked and source != record.node_id:
             return Merged.IGNORED
-        row.silent_since = max(row.silent_since, silent_since)
+        self._heard_of(row, silent_since)
         if record.key <= row.record.key:
             return Merged.IGNORED
         return self._replace(row, record, now)
@@ -155,14 +155,11 @@ class Members:
         is_visible_change = visible != (old.address, old.tags, old.channels, old.priority)
         self._swap(row, record)
         if record.left:
-            if row.health is Health.LEFT:
-                return Merged.IGNORED
-            self.set_health(row, Health.LEFT, "it said so", now)
+            if row.health in (Health.LEFT, Health.REMOVED):
+                return Merged.CHANGED
+            self.set_health(row, apply_left(row.health), "it said so", now)
             return Merged.LEFT
-        if is_new_life and row.health in (Health.REMOVED, Health.LEFT):
-            row.health = Health.NOT_ACTIVE
-            row.is_confirmed = False
-            row.fail_count = 0
+        if is_new_life and self._returned(row):
             return Merged.NEW
         if is_visible_change and row.is_confirmed:
             self._context.emit(
@@ -182,39 +179,81 @@ class Members:
             return row
         if incarnation != row.record.incarnation:
             known = row.record
-            self._swap(
-                row, attrs.evolve(provisional, channels=known.channels, tags=known.tags)
-            )
-        if row.health in (Health.REMOVED, Health.LEFT):
-            row.health = Health.NOT_ACTIVE
-            row.fail_count = 0
-        row.silent_since = now
+            self._swap(row, attrs.evolve(provisional, channels=known.channels, tags=known.tags))
+        self._returned(row)
+        self._heard_of(row, now)
         return row
+
+    @staticmethod
+    def _returned(row: Row) -> bool:
+        """Make a removed or left member one again that has yet to answer; tell whether it was."""
+        if row.health not in (Health.REMOVED, Health.LEFT):
+            return False
+        row.health = apply_returned(row.health)
+        row.is_confirmed = False
+        row.fail_count = 0
+        return True
 
     def _insert(self, row: Row) -> None:
         self.rows[row.record.node_id] = row
         self.digest ^= self._digest_of(row.record)
 
     def _swap(self, row: Row, record: Record) -> None:
-        self.digest ^= self._digest_of(row.record) ^ self._digest_of(record)
+        self._hush(row)
         row.record = record
+        row.is_told = True
+        self.digest ^= self._digest_of(record)
+
+    def _hush(self, row: Row) -> None:
+        if row.is_told:
+            row.is_told = False
+            self.digest ^= self._digest_of(row.record)
+
+    def _heard_of(self, row: Row, at: Instant) -> None:
+        """Take note that somebody had contact with a node at `at`."""
+        if at > row.silent_since:
+            row.silent_since = at
+            if not row.is_told:
+                row.is_told = True
+                self.digest ^= self._digest_of(row.record)
 
     def forget(self, node_id: NodeId) -> None:
         """Take a record out of the table altogether."""
         row = self.rows.pop(node_id)
-        self.digest ^= self._digest_of(row.record)
+        self._hush(row)
+
+    def keep_untold(self, row: Row) -> None:
+        """Keep a member that nobody has heard from too long for ourselves only."""
+        self._hush(row)
+
+    def dispensable(self) -> NodeId | None:
+        """Return who has been silent longest of those that left or were removed."""
+        gone = (Health.LEFT, Health.REMOVED)
+        found = [
+            (row.silent_since, node_id)
+            for node_id, row in self.rows.items()
+            if row.health in gone and not row.is_linked
+        ]
+        return min(found)[1] if found else None
 
     def silent_too_long(self, now: Instant) -> list[NodeId]:
         """Return the nodes that nobody has heard from for `forget_after`."""
-        limit = now - self._context.settings.discovery.forget_after
+        limit = now - self._forget_after
         return [
             node_id
             for node_id, row in self.rows.items()
             if not row.is_linked and row.silent_since <= limit
         ]
 
+    @property
+    def _forget_after(self) -> Seconds:
+        return self._context.settings.discovery.forget_after
+
     @staticmethod
     def _digest_of(record: Record) -> int:
+        """Return what a record adds to the digest: nothing before its owner has sent it."""
+        if record.version == 0:
+            return 0
         return digest_of_record(record.node_id, record.incarnation, record.version)
 
     # --- digest exchange ------------------------------------------------------------------------
@@ -226,41 +265,37 @@ class Members:
         entries += [
             ListEntry(node_id, row.record.incarnation, row.record.version, silence_of(row, now))
             for node_id, row in self.rows.items()
+            if row.is_told and row.record.version > 0
         ]
         return entries
 
     def compare_untrusted(
-        self, entries: Sequence[ListEntry], now: Instant
-    ) -> tuple[list[Record], list[NodeId], bool]:
-        """Return (records the other side lacks, ids that we lack, whether we must refute)."""
-        told = {entry.node_id: entry for entry in entries}
-        forget_after = self._context.settings.discovery.forget_after
-        lacking: list[Record] = []
+        self, entries: Sequence[ListEntry], source: NodeId, now: Instant
+    ) -> tuple[list[Record], list[NodeId]]:
+        """Return (records that `source` lacks, ids that we lack), given all that it knows."""
+        told: dict[NodeId, tuple[int, int]] = {}  # node → incarnation and version known there
         wanted: list[NodeId] = []
-        must_refute = False
+        room = ENTRIES_MAX - 1 - len(self.rows)
         for entry in entries:
-            key = (entry.incarnation, entry.version)
-            if entry.node_id == self.own.node_id:
-                must_refute = key > self.own.key
-                continue
+            key = told[entry.node_id] = (entry.incarnation, entry.version)
             row = self.rows.get(entry.node_id)
-            if row is None or key > row.record.key:
-                if entry.silent_for < forget_after:
+            if entry.node_id == self.own.node_id or entry.silent_for >= self._forget_after:
+                continue
+            if row is None:
+                if room > 0:
+                    room -= 1
+                    wanted.append(entry.node_id)
+            elif key > row.record.key:
+                if not row.is_linked or source == entry.node_id:
                     wanted.append(entry.node_id)
             else:
-                row.silent_since = max(row.silent_since, now - entry.silent_for)
-        own_entry = told.get(self.own.node_id)
-        if own_entry is None or (own_entry.incarnation, own_entry.version) < self.own.key:
-            lacking.append(self.own)
+                self._heard_of(row, now - entry.silent_for)
+        lacking = [] if told.get(self.own.node_id, (0, 0)) >= self.own.key else [self.own]
         for node_id, row in self.rows.items():
-            entry_or_none = told.get(node_id)
-            if entry_or_none is None or row.record.key > (
-                entry_or_none.incarnation,
-                entry_or_none.version,
-            ):
-                if row.record.version > 0:
+            if row.is_told and row.record.version > 0:
+                if row.record.key > told.get(node_id, (-1, 0)):
                     lacking.append(self.told(row, now))
-        return lacking, wanted, must_refute
+        return lacking, wanted
 
     def told(self, row: Row, now: Instant) -> Record:
         """Return the record of a row as it is told to others: with its silence."""
@@ -273,10 +308,10 @@ class Members:
         previous = row.health
         if previous is health:
             return
-        was_confirmed = row.is_confirmed
+        was_confirmed, is_new = row.is_confirmed, not row.has_answered
         row.health = health
         if health is Health.ACTIVE:
-            row.is_confirmed = True
+            row.is_confirmed = row.has_answered = True
         self._count_active(row.record.node_id, previous, health)
         if not (was_confirmed or row.is_confirmed):
             return
@@ -287,7 +322,7 @@ class Members:
                 node_id=record.node_id,
                 new_state=1 if health is Health.ACTIVE else 0,
                 status=health.value,
-                previous=previous.value if was_confirmed else "new",
+                previous="new" if is_new else previous.value,
                 reason=reason,
                 fail_count=row.fail_count,
             )
@@ -296,11 +331,11 @@ class Members:
 
     def _count_active(self, node_id: NodeId, previous: Health, health: Health) -> None:
         if health is Health.ACTIVE:
-            self._active_count += 1
-            if self._active_count == 1:
+            self.active_count += 1
+            if self.active_count == 1:
                 self._context.emit(Joined(self._context.settings.cluster, node_id))
         elif previous is Health.ACTIVE:
-            self._active_count -= 1
+            self.active_count -= 1
 
 
 def silence_of(row: Row, now: Instant) -> float:

@@ -1,0 +1,99 @@
+"""Digest exchange: how two record tables that differ become equal. Spec: docs/protocol.md, 6.
+
+Every ping and pong carries the digest of the sender's table. Where it is another than ours, we
+send the list of what we know; the answer is what we lack, and a wish for what the other lacks.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from clusternode.core.context import Context
+from clusternode.core.membership.links import Link, Links
+from clusternode.core.membership.members import Members, Merged
+from clusternode.core.types import Instant, NodeId, Seconds
+from clusternode.core.wire.codec import split_records
+from clusternode.core.wire.messages import List, Record, Records, Want
+
+EXCHANGE_INTERVAL: Seconds = 1.0
+"""Between two digest exchanges with one node, at least."""
+
+
+class Listener(Protocol):
+    """Who wants to know what an exchange has changed."""
+
+    def learned(self, node_id: NodeId, now: Instant, *, is_new: bool) -> None: ...
+    def left(self, node_id: NodeId, now: Instant) -> None: ...
+    def refute(self, incarnation: int, version: int, now: Instant) -> None: ...
+
+
+class Exchange:
+    """Sends and takes records."""
+
+    def __init__(
+        self, context: Context, links: Links, members: Members, listener: Listener
+    ) -> None:
+        self._context = context
+        self._links = links
+        self._members = members
+        self._listener = listener
+
+    def publish(self, record: Record) -> None:
+        """Send the own record to every peer at once."""
+        for link in self._links:
+            self._links.send(link, Records([record]))
+
+    def digest_untrusted(self, link: Link, digest: int, now: Instant) -> None:
+        """Compare digests; where they differ, begin an exchange, at most one per second."""
+        if digest == self._members.digest:
+            return
+        last = link.exchanged_at
+        if last is None or now - last >= EXCHANGE_INTERVAL:
+            link.exchanged_at = now
+            self._context.count("digest_exchanges")
+            self._links.send(link, List(self._members.list_entries(now)))
+
+    def list_untrusted(self, link: Link, message: List, now: Instant) -> None:
+        """Answer a list with what the sender lacks and a wish for what we lack."""
+        link.exchanged_at = now
+        own = self._members.own
+        about_us = [
+            (entry.incarnation, entry.version)
+            for entry in message.entries
+            if entry.node_id == own.node_id
+        ]
+        lacking, wanted = self._members.compare_untrusted(message.entries, link.node_id, now)
+        self._send(link, lacking)
+        if wanted:
+            self._links.send(link, Want(wanted))
+        if about_us and max(about_us) > own.key:
+            self._listener.refute(*max(about_us), now)
+
+    def want_untrusted(self, link: Link, want: Want, now: Instant) -> None:
+        """Send the records that a peer asks for, as far as we have them."""
+        found: list[Record] = []
+        for node_id in dict.fromkeys(want.node_ids):
+            row = self._members.rows.get(node_id)
+            if row is not None and row.is_told and row.record.version > 0:
+                found.append(self._members.told(row, now))
+            elif node_id == self._members.own.node_id:
+                found.append(self._members.own)
+        self._send(link, found)
+
+    def _send(self, link: Link, records: list[Record]) -> None:
+        for message in split_records(records):
+            self._links.send(link, message)
+
+    def records_untrusted(self, link: Link, message: Records, now: Instant) -> None:
+        """Take records from a peer: its own, or those of others."""
+        about_us: list[tuple[int, int]] = []
+        for record in message.records:
+            merged = self._members.merge_untrusted(record, link.node_id, now)
+            if merged is Merged.REFUTED:
+                about_us.append(record.key)
+            elif merged is Merged.LEFT:
+                self._listener.left(record.node_id, now)
+            elif merged is not Merged.IGNORED:
+                self._listener.learned(record.node_id, now, is_new=merged is Merged.NEW)
+        if about_us:
+            self._listener.refute(*max(about_us), now)

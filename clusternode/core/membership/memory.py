@@ -1,0 +1,42 @@
+"""What a node remembers across a restart: its incarnation, and whom it knew."""
+
+from __future__ import annotations
+
+from clusternode.core.context import Context
+from clusternode.core.effects import Persist
+from clusternode.core.inputs import KnownMember
+from clusternode.core.membership.discovery import address_of_untrusted
+from clusternode.core.membership.health import Health
+from clusternode.core.membership.members import Members, silence_of
+from clusternode.core.types import Instant, Seconds
+
+PERSIST_DELAY: Seconds = 1.0
+"""Changes of the member list within this time are written together."""
+
+
+class Memory:
+    """Asks for the member list to be written, not more often than is of use."""
+
+    def __init__(self, context: Context, members: Members) -> None:
+        self._context = context
+        self._members = members
+
+    def changed(self, now: Instant) -> None:
+        """Remember the member list on disk soon."""
+        if ("persist",) not in self._context.timers:
+            self._context.timers.set(("persist",), now + PERSIST_DELAY)
+
+    def persist(self, now: Instant) -> None:
+        """Remember the incarnation and the member list on disk now."""
+        self._context.effects.append(
+            Persist(self._members.own.incarnation, self.known_members(now))
+        )
+
+    def known_members(self, now: Instant) -> list[KnownMember]:
+        """Return who is to be dialled after a restart."""
+        known: list[KnownMember] = []
+        for node_id, row in self._members:
+            address = address_of_untrusted(row.record.address)
+            if address is not None and row.is_told and row.health is not Health.LEFT:
+                known.append(KnownMember(node_id, address, silence_of(row, now)))
+        return known

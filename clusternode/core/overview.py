@@ -1,0 +1,77 @@
+"""What a node shows of itself to people and programs, made on demand (`core/snapshots.py`)."""
+
+from __future__ import annotations
+
+from clusternode.core.context import Context
+from clusternode.core.membership.health import Health
+from clusternode.core.membership.membership import Membership
+from clusternode.core.messaging.messaging import Messaging
+from clusternode.core.snapshots import MemberSnapshot, NodeSnapshot
+from clusternode.core.types import Instant, NodeId
+from clusternode.core.wire.messages import Record
+
+
+def overview(
+    context: Context, membership: Membership, messaging: Messaging, now: Instant
+) -> NodeSnapshot:
+    """Return the member list, the notification addresses and the counters as they are now."""
+    own = membership.members.own
+    members = sorted(node_id for node_id, row in membership.members if row.is_member)
+    others = [_member_row(node_id, membership, messaging, now) for node_id in members]
+    return NodeSnapshot(
+        node_id=own.node_id,
+        cluster=context.settings.cluster,
+        incarnation=own.incarnation,
+        digest=membership.members.digest,
+        members=(_own_row(own), *others),
+        addresses=membership.discovery.snapshot(now),
+        counters=dict(sorted(context.counters.items())),
+    )
+
+
+def _own_row(own: Record) -> MemberSnapshot:
+    return MemberSnapshot(
+        node_id=own.node_id,
+        address=own.address,
+        status=(Health.LEFT if own.left else Health.ACTIVE).value,
+        fail_count=0,
+        incarnation=own.incarnation,
+        version=own.version,
+        last_seen_s=0.0,
+        tags=dict(own.tags),
+        channels=own.channels,
+        local=True,
+        priority=own.priority,
+        link="self",
+        round_trip_s=None,
+        notification=False,
+        remote="",
+        outbox_bytes=0,
+    )
+
+
+def _member_row(
+    node_id: NodeId, membership: Membership, messaging: Messaging, now: Instant
+) -> MemberSnapshot:
+    row = membership.members.rows[node_id]
+    record = row.record
+    link = membership.links.open_to(node_id)
+    stream = messaging.deliveries.streams.get(node_id)
+    return MemberSnapshot(
+        node_id=node_id,
+        address=record.address,
+        status=row.health.value,
+        fail_count=row.fail_count,
+        incarnation=record.incarnation,
+        version=record.version,
+        last_seen_s=None if row.heard_at is None else now - row.heard_at,
+        tags=dict(record.tags),
+        channels=record.channels,
+        local=False,
+        priority=record.priority,
+        link="none" if link is None else "direct",
+        round_trip_s=membership.keepalive.round_trips.get(node_id),
+        notification=membership.is_notification(row),
+        remote="" if link is None else link.remote,
+        outbox_bytes=0 if stream is None else stream.held_bytes,
+    )

@@ -1,0 +1,1 @@
+"""Back ends of events, chosen by the scheme of a URI. Specified in docs/events.md."""

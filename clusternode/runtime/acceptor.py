@@ -67,9 +67,8 @@ class Acceptor:
                     nursery.start_soon(self._greet, wire)
                     continue
                 self.refused += 1
-                self._log.warn_about(
-                    problem, "refused %s: %s", wire.remote, problem
-                )
+                self._count("strangers_refused")
+                self._log.warn_about(problem, "refused %s: %s", wire.remote, problem)
                 await trio.aclose_forcefully(wire.stream)
 
     def _full(self, host: str) -> str | None:
@@ -93,6 +92,7 @@ class Acceptor:
                 early = await shake_hands(wire.stream, session, self._timeout)
             except HandshakeError as error:
                 self.handshakes_failed += 1
+                self._count("handshakes_failed")
                 host = wire.remote_host
                 self._log.warn_about(host, "handshake with %s failed: %s", wire.remote, error)
                 return
@@ -105,6 +105,11 @@ class Acceptor:
             self._per_host[wire.remote_host] -= 1
             if not self._per_host[wire.remote_host]:
                 del self._per_host[wire.remote_host]
+
+    def _count(self, name: str) -> None:
+        """Count in every cluster of this address: a stranger has not said which one it wants."""
+        for connections in self._clusters.values():
+            connections.count(name)
 
     def _hello_for(self, cluster: str) -> Hello | None:
         connections = self._clusters.get(cluster)

@@ -53,6 +53,8 @@ COUNTERS: Final = (
     "dials",
     "dials_failed",
     "peers_misbehaved",
+    "handshakes_failed",
+    "strangers_refused",
     "bytes_read",
     "bytes_written",
     "reads",
@@ -104,6 +106,10 @@ class Connections:
     @property
     def counters(self) -> Mapping[str, int]:
         return self._counters
+
+    def count(self, name: str) -> None:
+        """Count what the acceptor did with a connection that never became one of ours."""
+        self._counters[name] += 1
 
     @property
     def settings(self) -> NodeSettings:

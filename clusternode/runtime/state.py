@@ -140,6 +140,7 @@ class StateKeeper:
         self._cluster = cluster
         self._next: Remembered | None = None
         self._is_writing = False
+        self._turn = trio.Lock()
 
     def offer(self, effect: Persist) -> bool:
         """Take what should be written; True when the caller has to start `write`."""
@@ -147,19 +148,23 @@ class StateKeeper:
         return not self._is_writing
 
     async def write(self) -> str | None:
-        """Write until nothing newer waits; return why the last one failed, if it did."""
+        """Write until nothing newer waits; return why the last one failed, if it did.
+
+        Called a second time, it returns when the first has written everything.
+        """
         error: str | None = None
-        self._is_writing = True
-        try:
-            while self._next is not None:
-                remembered, self._next = self._next, None
-                try:
-                    await self._directory.save_in_thread(self._cluster, remembered)
-                    error = None
-                except StateError as failed:
-                    error = str(failed)
-        finally:
-            self._is_writing = False
+        async with self._turn:
+            self._is_writing = True
+            try:
+                while self._next is not None:
+                    remembered, self._next = self._next, None
+                    try:
+                        await self._directory.save_in_thread(self._cluster, remembered)
+                        error = None
+                    except StateError as failed:
+                        error = str(failed)
+            finally:
+                self._is_writing = False
         return error
 
 

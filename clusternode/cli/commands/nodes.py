@@ -18,6 +18,8 @@ from clusternode.cli.parsing import (
 
 TROUBLED_STATES = ("waiting", "unresolved")
 """States of an address that is not reached (core/snapshots.py)."""
+NAME_STATES = ("unresolved", "resolving", "resolved")
+"""States of a name; one with an error may still be resolved to what was known before."""
 
 
 def add_parser(parsers: Parsers) -> None:
@@ -119,7 +121,7 @@ def _trouble(addresses: Sequence[Mapping[str, Any]]) -> list[str]:
     for address in addresses:
         if not address["error"] and address["state"] not in TROUBLED_STATES:
             continue
-        what = "not resolved" if address["state"] == "unresolved" else "not reached"
+        what = "not resolved" if address["state"] in NAME_STATES else "not reached"
         text = f"{address['address']}: {what}, {address['failures']} attempts"
         if address["error"]:
             text += f": {address['error']}"

@@ -42,13 +42,16 @@ class LocalAgent:
     directory: Path
     config: Path
     control_socket: Path
+    host: str = LOOPBACK
+    launcher: tuple[str, ...] = ()
+    """What starts the command, for instance `ip netns exec NAME`; it must become the command."""
     process: subprocess.Popen[bytes] | None = None
     is_ending: bool = False
     """Whether its end is wanted, so that it is no failure."""
 
     @property
     def address(self) -> str:
-        return f"tcp://{LOOPBACK}:{self.port}"
+        return tcp_address(self.host, self.port)
 
     @property
     def log_file(self) -> Path:
@@ -62,7 +65,8 @@ class LocalAgent:
     def start(self) -> None:
         """Start the process; it may take a while until it answers."""
         self.is_ending = False
-        command = [sys.executable, "-m", "clusternode", "run", "-c", str(self.config)]
+        command = [*self.launcher, sys.executable, "-m", "clusternode"]
+        command += ["run", "-c", str(self.config)]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -120,6 +124,14 @@ class LocalAgent:
         except (AgentNotReachable, ControlError):
             return {}
 
+    def answers(self) -> bool:
+        """Tell whether the control socket does."""
+        try:
+            self.call("agent.info")
+        except (AgentNotReachable, ControlError):
+            return False
+        return True
+
     def last_log_lines(self) -> str:
         try:
             lines = self.log_file.read_text(errors="replace").splitlines()
@@ -158,12 +170,28 @@ class Fleet:
         sections: Mapping[str, Mapping[str, object]] | None = None,
         tags: Mapping[str, str] | None = None,
         routes_limit: float | None = None,
+        host: str = LOOPBACK,
+        port: int | None = None,
+        launcher: Sequence[str] = (),
     ) -> LocalAgent:
-        """Write the configuration of one more agent; the first one is the others' way in."""
+        """Write the configuration of one more agent; the first one is the others' way in.
+
+        Args:
+            node_id: Its name, and that of its files.
+            cluster: Its cluster.
+            routes: Its routes.
+            sections: More of its configuration, table → key → value; wins over the rest.
+            tags: Its tags.
+            routes_limit: How many seconds a handler may run.
+            host: The IP address it listens on.
+            port: Its port; None: a free one.
+            launcher: What starts the command; it must become the command (exec).
+        """
+        port = free_port(host) if port is None else port
         tables: dict[str, dict[str, object]] = {
             "node": {
                 "id": node_id,
-                "address": f"tcp://{LOOPBACK}:{free_port()}",
+                "address": tcp_address(host, port),
                 "state_dir": f"{node_id}.state",
                 "control_socket": f"{node_id}.sock",
             },
@@ -182,9 +210,14 @@ class Fleet:
             tables.setdefault(name, {}).update(section)
         config = self.directory / f"{node_id}.toml"
         config.write_text(to_toml(tables))
-        port = int(str(tables["node"]["address"]).rpartition(":")[2])
         agent = LocalAgent(
-            node_id, port, self.directory, config, self.directory / f"{node_id}.sock"
+            node_id,
+            port,
+            self.directory,
+            config,
+            self.directory / str(tables["node"]["control_socket"]),
+            host,
+            tuple(launcher),
         )
         self.agents.append(agent)
         return agent
@@ -193,9 +226,10 @@ class Fleet:
         return self.agents[0].address if self.agents else ""
 
     async def start(self) -> None:
-        """Start all agents and wait until each sees every other one as active."""
+        """Start all agents that do not run, and wait until everyone sees everyone as active."""
         for agent in self.agents:
-            agent.start()
+            if agent.process is None:
+                agent.start()
         await self.wait_formed()
 
     async def wait_formed(self) -> None:
@@ -233,10 +267,16 @@ class Fleet:
         raise FleetError(f"not in {timeout:g} s: {what}; the logs:\n{logs}")
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on right now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((LOOPBACK, 0))
+def tcp_address(host: str, port: int) -> str:
+    """Write an address as the configuration has it, IPv6 in brackets."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def free_port(host: str = LOOPBACK) -> int:
+    """Return a port of one of this machine's addresses that nobody listens on right now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 

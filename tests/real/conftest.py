@@ -1,0 +1,33 @@
+"""Real parts: a DNS server, and hosts with network interfaces of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from clusternode.cli.local.fleet import Fleet
+from tests.real.dns_server import DnsServer
+from tests.real.hosts import Hosts
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    with Fleet() as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def dns_server(require_program: Callable[[str], Path], tmp_path: Path) -> Iterator[DnsServer]:
+    """A dnsmasq that is not started yet."""
+    with DnsServer(require_program("dnsmasq"), tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def hosts(network_namespaces: Path) -> Iterator[Hosts]:
+    """Three hosts on one switch, each a network namespace; they are gone afterwards."""
+    with Hosts(network_namespaces, f"cn-{os.getpid()}", 3) as hosts:
+        yield hosts

@@ -1,0 +1,83 @@
+"""Hosts that are network namespaces on one switch: a bridge in a namespace of its own (ip-netns(8)).
+
+Nothing is made in the namespace that the tests run in, so nothing can be left there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from pathlib import Path
+from typing import Self
+
+NETWORK = "10.73.0"
+"""Private addresses (RFC 1918); seen by nobody outside these namespaces."""
+BRIDGE = "switch"
+COMMAND_TIMEOUT = 10.0
+
+
+class Hosts:
+    """Hosts number 1, 2 …; their address is `address(number)`."""
+
+    def __init__(self, ip: Path, prefix: str, count: int) -> None:
+        self._ip = ip
+        self._prefix = prefix
+        self._count = count
+        self._switch = f"{prefix}-switch"
+
+    def __enter__(self) -> Self:
+        try:
+            self._make()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+
+    def address(self, number: int) -> str:
+        return f"{NETWORK}.{number}"
+
+    def launcher(self, number: int) -> tuple[str, ...]:
+        """What runs a command on a host; `ip` becomes that command."""
+        return (str(self._ip), "netns", "exec", self._name(number))
+
+    def cut(self, number: int) -> None:
+        """Let all that comes from or goes to a host get lost, without a word to anyone.
+
+        Its cable ends beside the switch: the link stays up, as behind a switch that fails.
+        """
+        self._run("-n", self._switch, "link", "set", f"port{number}", "nomaster")
+
+    def heal(self, number: int) -> None:
+        self._run("-n", self._switch, "link", "set", f"port{number}", "master", BRIDGE)
+
+    def _name(self, number: int) -> str:
+        return f"{self._prefix}-host{number}"
+
+    def _make(self) -> None:
+        switch = self._switch
+        self._run("netns", "add", switch)
+        self._run("-n", switch, "link", "add", BRIDGE, "type", "bridge")
+        self._run("-n", switch, "link", "set", BRIDGE, "up")
+        for number in range(1, self._count + 1):
+            host, port = self._name(number), f"port{number}"
+            self._run("netns", "add", host)
+            pair = ("type", "veth", "peer", "name", "eth0", "netns", host)
+            self._run("-n", switch, "link", "add", port, *pair)
+            self._run("-n", switch, "link", "set", port, "master", BRIDGE, "up")
+            self._run("-n", host, "addr", "add", f"{self.address(number)}/24", "dev", "eth0")
+            self._run("-n", host, "link", "set", "lo", "up")
+            self._run("-n", host, "link", "set", "eth0", "up")
+
+    def _remove(self) -> None:
+        names = [*(self._name(number) for number in range(1, self._count + 1)), self._switch]
+        for name in names:
+            with contextlib.suppress(subprocess.CalledProcessError):  # it was never made
+                self._run("netns", "delete", name)
+
+    def _run(self, *words: str) -> None:
+        subprocess.run(
+            [self._ip, *words], check=True, capture_output=True, timeout=COMMAND_TIMEOUT
+        )

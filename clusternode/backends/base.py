@@ -32,7 +32,7 @@ class Publication:
 
     __slots__ = ("_settled", "event", "notification", "status")
 
-    def __init__(self, event: EventView, notification: bytes, settled: StatusCallback) -> None:
+    def __init__(self, event: EventView, notification: bytes, settled: SettledCallback) -> None:
         self.event = event
         """Name, alias, parameters."""
         self.notification = notification
@@ -48,11 +48,14 @@ class Publication:
         """Tell the final status; a second one is ignored. Only in the agent's thread."""
         if self.status is None:
             self.status = status
-            self._settled(status)
+            self._settled(self, status)
 
     def fail(self, detail: str, *, definite: bool = True) -> None:
         """Tell that it was not delivered; `definite`: certainly not."""
         self.settle(DeliveryStatus(False, detail, definite))
+
+
+SettledCallback = Callable[[Publication, DeliveryStatus], None]
 
 
 class EventBackend(Protocol):
@@ -108,6 +111,26 @@ class EventBackend(Protocol):
         ...
 
 
+class Lane(Protocol):
+    """A bounded queue in front of one back end, for a back end that has others below it."""
+
+    def offer(self, event: EventView, notification: bytes, settled: StatusCallback) -> bool:
+        """Queue an event; its status is told later. False: the queue is full, and it is not."""
+        ...
+
+    def flush(self, reason: str) -> None:
+        """Fail, soon, what still waits; what was handed to the back end goes on."""
+        ...
+
+    def abandon(self, reason: str) -> None:
+        """Fail everything that is not settled, now."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the back end when everything is settled. Nothing is offered after it."""
+        ...
+
+
 @attrs.frozen
 class BackendServices:
     """What a back end may use of the agent. A mapping of buses that fills when clusters start."""
@@ -118,8 +141,8 @@ class BackendServices:
     """Cluster name → bus; the first is the default."""
     registry: Mapping[str, BackendFactory]
     """Scheme → its factory; for `virtual:`."""
-    start_soon: Callable[[Callable[[], object]], None]
-    """Runs an async function without arguments in the background, until the agent ends."""
+    open_lane: Callable[[EventBackend, int], Lane]
+    """Gives a queue of that many events to a back end; one of the same identity is shared."""
 
 
 BackendFactory = Callable[[str, BackendServices], EventBackend]

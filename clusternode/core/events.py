@@ -251,6 +251,47 @@ class StateNotWritten:
 
 
 @attrs.frozen
+class FlatstoreRotated:
+    """A back end `flatstore:` began a new file. Names and parameters are those of OpenSIPS."""
+
+    NAME: ClassVar[str] = "E_FLATSTORE_ROTATION"
+    ALIAS: ClassVar[str] = "flatstore:rotation"
+    timestamp: int
+    """Seconds since 1970, UTC."""
+    reason: str
+    """count, size, period, or mi for a command."""
+    filename: str
+    """The file that is written from now on."""
+    old_filename: str
+    """Where the lines before are."""
+
+
+@attrs.frozen
+class SubscriberFailed:
+    """A subscriber does not get its events; raised when that begins."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_SUBSCRIBER_FAILED"
+    ALIAS: ClassVar[str] = "subscriber:failed"
+    event: str
+    """What it subscribed to; empty for a member of `virtual:`."""
+    to: str
+    """Its URI, without secrets."""
+    reason: str
+
+
+@attrs.frozen
+class SubscriberRecovered:
+    """A subscriber that had failed gets its events again."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_SUBSCRIBER_RECOVERED"
+    ALIAS: ClassVar[str] = "subscriber:recovered"
+    event: str
+    """What it subscribed to; empty for a member of `virtual:`."""
+    to: str
+    """Its URI, without secrets."""
+
+
+@attrs.frozen
 class Custom:
     """An event of the user's own, made by `raise_event`."""
 
@@ -258,6 +299,8 @@ class Custom:
     ALIAS: ClassVar[str] = ""
     name: str
     parameters: Mapping[str, Any]  # parameter → JSON value
+    is_positional: bool = False
+    """Whether the parameters have no names; they are called 1, 2, … then."""
 
 
 Event: TypeAlias = (
@@ -281,6 +324,9 @@ Event: TypeAlias = (
     | RouteFailed
     | RoutesReloaded
     | StateNotWritten
+    | FlatstoreRotated
+    | SubscriberFailed
+    | SubscriberRecovered
     | Custom
 )
 
@@ -305,4 +351,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     RouteFailed,
     RoutesReloaded,
     StateNotWritten,
+    FlatstoreRotated,
+    SubscriberFailed,
+    SubscriberRecovered,
 )

@@ -7,14 +7,14 @@ parameter that the event does not have does not match.
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import difflib
 import fnmatch
 import json
 import math
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,71 +30,41 @@ from clusternode.core.events import (
     RequestReceived,
 )
 from clusternode.core.types import Instant, Seconds
-from clusternode.errors import Overloaded, RequestTimeout, RouteError
+from clusternode.errors import ConfigError, Overloaded, RequestTimeout, RouteError
+from clusternode.routes.subscriptions import (
+    QUEUE_SIZE_DEFAULT,
+    EventSubscriptions,
+    Raised,
+    ReportCallback,
+    SubscriptionRequest,
+)
+from clusternode.routes.views import ALIASES, EventView, name_of, named, to_json, to_notification
+
+__all__ = [
+    "ALIASES",
+    "EventCallback",
+    "EventHub",
+    "EventStream",
+    "EventView",
+    "EventWait",
+    "HandlerCallable",
+    "Subscription",
+    "Waiter",
+    "name_of",
+    "to_json",
+    "to_notification",
+]
 
 SUBSCRIPTIONS_MAX = 10_000
 """More than any script or operator needs; a script that leaks waiters is told at that point."""
 BUFFER_DEFAULT = 1024
 """Events that wait for a reader: several seconds of a busy cluster."""
 
-ALIASES: Mapping[str, str] = {
-    **{kind.NAME: kind.NAME for kind in EVENT_TYPES},
-    **{kind.ALIAS: kind.NAME for kind in EVENT_TYPES},
-    "dmq:peer-up": "E_CLUSTERNODE_PEER_UP",
-    "dmq:peer-down": "E_CLUSTERNODE_PEER_DOWN",
-    "dmq:peer-disabled": "E_CLUSTERNODE_PEER_DISABLED",
-}
-"""Every accepted word for an event → its name. Kamailio's event routes are among them."""
+NESTING_MAX = 100
+"""Events raised while an event is handed out, one inside the other (OpenSIPS: MAX_REC_LEV)."""
 
 _WILDCARD = re.compile(r"[*?\[]")
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-
-def name_of(event: Event) -> str:
-    return event.name if isinstance(event, Custom) else event.NAME
-
-
-def to_json(event: Event) -> dict[str, Any]:
-    """Return the parameters of an event as JSON values.
-
-    Bytes go as text under their own name where they are valid UTF-8, else as base64 under the
-    name with `_base64`.
-    """
-    if isinstance(event, Custom):
-        return dict(event.parameters)
-    parameters: dict[str, Any] = {}
-    for field in attrs.fields(type(event)):
-        value = getattr(event, field.name)
-        if not isinstance(value, bytes):
-            parameters[field.name] = value
-            continue
-        try:
-            parameters[field.name] = value.decode("utf-8")
-        except UnicodeDecodeError:
-            parameters[f"{field.name}_base64"] = base64.b64encode(value).decode("ascii")
-    return parameters
-
-
-def to_notification(event: Event) -> dict[str, Any]:
-    """Return the JSON-RPC 2.0 notification of an event; without `params` when it has none."""
-    notification: dict[str, Any] = {"jsonrpc": "2.0", "method": name_of(event)}
-    parameters = to_json(event)
-    if parameters:
-        notification["params"] = parameters
-    return notification
-
-
-@attrs.frozen
-class EventView:
-    """One event as its observers see it: name, alias and JSON parameters, made once for all."""
-
-    name: str
-    alias: str
-    parameters: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, event: Event) -> EventView:
-        return cls(name_of(event), event.ALIAS, to_json(event))
 
 
 EventCallback = Callable[[Bus | None, EventView], None]
@@ -268,6 +238,8 @@ class EventHub:
         """Whether anybody listens to the arrival of requests; kept for the hot path."""
         self.wants_replies = False
         self.raised = 0
+        self._nesting = 0
+        self._back_ends: EventSubscriptions | None = None
         self._subscriptions: dict[Subscription, None] = {}
         self._listeners: dict[tuple[str, str], list[Subscription]] = {}  # (name, alias) → who
         self._names: dict[str, None] = dict.fromkeys(kind.NAME for kind in EVENT_TYPES)
@@ -324,40 +296,131 @@ class EventHub:
         """Tell whether anybody may want an event of this name; filters are not looked at."""
         return bool(self._listening(name, alias))
 
-    def publish(self, bus: Bus | None, event: Event) -> None:
+    def publish(self, bus: Bus | None, event: Event, raised: Raised | None = None) -> None:
         """Hand an event to everyone who waits for it. Never raises, never blocks."""
         self.raised += 1
         listeners = self._listening(name_of(event), event.ALIAS)
-        if not listeners:
+        if not listeners or self._nesting >= NESTING_MAX:
             return
-        view = EventView.of(event)
+        view = EventView.of(event, raised)
         now = None
-        for subscription in tuple(listeners):
-            if subscription.expires_at != math.inf:
-                now = trio.current_time() if now is None else now
-                if subscription.expires_at <= now:
-                    subscription.cancel()
-                    continue
-            if subscription.hears(view):
-                subscription.callback(bus, view)
+        self._nesting += 1
+        try:
+            for subscription in tuple(listeners):
+                if subscription.expires_at != math.inf:
+                    now = trio.current_time() if now is None else now
+                    if subscription.expires_at <= now:
+                        subscription.cancel()
+                        continue
+                if subscription.hears(view):
+                    subscription.callback(bus, view)
+        finally:
+            self._nesting -= 1
 
-    def raise_event(self, name: str, parameters: Mapping[str, Any] | None = None) -> None:
+    def raise_event(
+        self,
+        name: str,
+        parameters: Mapping[str, Any] | Sequence[Any] | None = None,
+        report: ReportCallback | None = None,
+    ) -> Raised:
         """Make an event of your own; anybody may wait for it by its name.
+
+        Args:
+            name: Its name, by custom `E_…`.
+            parameters: Name → JSON value, or JSON values without names.
+            report: Called with the status of each subscriber, when it is known; a plain function.
+
+        Returns:
+            What became of it at its subscribers: await it, or forget it.
 
         Raises:
             RouteError: The name is one of clusternode's own, or no name; or a parameter is not
-                a JSON value.
+                a JSON value; or too many events raise each other.
         """
         if name in ALIASES or not _NAME.fullmatch(name):
             raise RouteError(f"event {name!r}: expected a name of [A-Za-z0-9._:-] of your own")
-        values = dict(parameters or {})
+        is_positional = parameters is not None and not isinstance(parameters, Mapping)
+        values = named(name, parameters or {})
         try:
-            json.dumps(values)
+            json.dumps(values, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise RouteError(f"event {name}: parameters: {error}") from None
-        if len(self._names) < SUBSCRIPTIONS_MAX:
-            self._names[name] = None
-        self.publish(None, Custom(name, values))
+        if self._nesting >= NESTING_MAX:
+            raise RouteError(f"event {name}: {NESTING_MAX} events have raised each other, at most")
+        self.declare([name])
+        raised = Raised(report)
+        self.publish(None, Custom(name, values, is_positional), raised)
+        return raised
+
+    def declare(self, names: Iterable[str]) -> None:
+        """Make names of your own known, so that they can be subscribed to.
+
+        Raises:
+            RouteError: One of them cannot be a name of an event.
+        """
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise RouteError(f"event {name!r}: expected a name of [A-Za-z0-9._:-]")
+            if name not in ALIASES and len(self._names) < SUBSCRIPTIONS_MAX:
+                self._names[name] = None
+
+    def resolve_known(self, word: str) -> str:
+        """Return the name that a name, alias or wildcard of a known event stands for.
+
+        Raises:
+            ConfigError: There is no such event; names those that are close.
+        """
+        try:
+            name = self.resolve(word)
+        except RouteError:
+            name = ""
+        if name in self._names or (name and _WILDCARD.search(name)):
+            return name
+        close = difflib.get_close_matches(word, [*self._names, *ALIASES], 3)
+        hint = " or ".join(close) if close else "one of `clusternode events list`"
+        expected = f"{hint}, a wildcard, or a name of your own that [routes] events declares"
+        raise ConfigError("event", word, expected)
+
+    @property
+    def subscriptions(self) -> EventSubscriptions:
+        """The back ends that get events.
+
+        Raises:
+            RouteError: No agent is running.
+        """
+        if self._back_ends is None:
+            raise RouteError("back ends can be subscribed only within a running agent")
+        return self._back_ends
+
+    def set_subscriptions(self, back_ends: EventSubscriptions) -> None:
+        """Say who delivers to back ends. Called by the agent, once."""
+        self._back_ends = back_ends
+
+    def subscribe_event(
+        self,
+        event: str,
+        uri: str,
+        expire: Seconds | None = None,
+        *,
+        queue_size: int = QUEUE_SIZE_DEFAULT,
+    ) -> None:
+        """Deliver events to a back end; the same again refreshes the expiry.
+
+        Args:
+            event: Name, alias or wildcard.
+            uri: For instance `tcp:127.0.0.1:8080` or `virtual:FAILOVER … …`.
+            expire: Seconds; None or 0: never.
+            queue_size: Events that may be on their way; beyond it they are refused and counted.
+
+        Raises:
+            ConfigError: Event, scheme, address or option is wrong; says what was expected.
+        """
+        request = SubscriptionRequest(event, uri, expire or math.inf, queue_size)
+        self.subscriptions.subscribe(request, source="script")
+
+    def unsubscribe_event(self, event: str, uri: str) -> bool:
+        """End a subscription of a back end. False: there was none."""
+        return self.subscriptions.unsubscribe(event, uri)
 
     def expect(self, name: str, filters: Mapping[str, str] | None = None) -> Waiter:
         """Wait for events from the begin of an `async with` on: send inside its body.

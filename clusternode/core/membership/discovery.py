@@ -54,6 +54,8 @@ class Target:
     """Who was found there, or who says that it is there."""
     failures: int = 0
     error: str = ""
+    is_added: bool = False
+    """Whether an operator asked for it to be dialled."""
     is_queued: bool = False
     """Whether it is due, but `dials_per_second` are used up."""
     names: list[Address] = attrs.Factory(list)
@@ -99,7 +101,7 @@ class Discovery:
     def add(self, address: Address, now: Instant) -> None:
         """Dial an address because an operator said so; a name is looked up from now on."""
         if address.scheme != "srv":
-            self._target(address, now)
+            self._target(address, now).is_added = True
             self.dial_soon(address, now)
         elif address not in self._names:
             self._names[address] = Name(address)
@@ -238,7 +240,8 @@ class Discovery:
         target = self._targets.get(address)
         if target is not None and target.state is TargetState.DIALING:
             target.state = TargetState.WAITING
-            self._schedule(address, now + self._settings.redial_max)
+            if not self._is_parked(target):
+                self._schedule(address, now + self._settings.redial_max)
 
     def disconnected(self, node_id: NodeId, now: Instant, delay: Seconds) -> None:
         """A node has no connection any more: dial its addresses when `delay` is over."""
@@ -288,7 +291,7 @@ class Discovery:
 
     def _is_parked(self, target: Target) -> bool:
         """Tell whether an address is kept only because its name may come back to it."""
-        if target.names or target.node_id is not None:
+        if target.names or target.node_id is not None or target.is_added:
             return False
         return self._is_candidate(target.address)
 
@@ -396,7 +399,9 @@ class Discovery:
             return
         if name in target.names:
             target.names.remove(name)
-        if not target.names and target.node_id is None and not self._is_candidate(address):
+        if target.names or target.node_id is not None or target.is_added:
+            return
+        if not self._is_candidate(address):
             self._drop(target)
 
     def _try_next_candidates(self, target: Target, now: Instant) -> None:

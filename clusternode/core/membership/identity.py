@@ -74,10 +74,7 @@ class Identity:
         if self._is_withdrawn:
             return
         self._is_withdrawn = True
-        node_id = self._context.settings.node_id
-        self._context.effects.append(
-            Withdraw(f"another live agent has the node id {node_id!r}: {where}")
-        )
+        self._context.effects.append(Withdraw(where))
 
     def exceed(self, known: Incarnation, now: Instant) -> None:
         """Somebody knows a larger incarnation of us than ours: exceed it and say hello again.

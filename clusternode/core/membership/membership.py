@@ -280,7 +280,7 @@ class Membership:
         """Take the reason that a peer gave for closing."""
         link.close_reason = close.reason
         if link.phase is not Phase.OPEN:  # an open connection was not refused
-            where = f"{link.node_id} ({link.remote}) knows it"
+            where = f"{link.node_id} ({link.remote}) says: {close.detail}"
             self.identity.refused(close.reason, close.value, where, now)
 
     def misbehaved(self, link: Link, detail: str, now: Instant) -> None:
@@ -339,7 +339,8 @@ class Membership:
             value = 0 if rival is None else rival.hello.incarnation
             self._context.emit(DuplicateId(self._context.settings.cluster, node_id, link.remote))
             self._context.count("duplicate_ids")
-            self._refuse(link, CloseReason.DUPLICATE_ID, "a live node has this id", now, value)
+            where = f"it answers at {self.members.rows[node_id].record.address}"
+            self._refuse(link, CloseReason.DUPLICATE_ID, where, now, value)
 
     # --- pings ----------------------------------------------------------------------------------
 
@@ -436,7 +437,7 @@ class Membership:
         """Take a failed dial; a refused one fails the open ping of the node expected there."""
         node_id = self.discovery.failed(failed.address, failed.failure, failed.detail, now)
         if failed.close_reason is not None:
-            where = f"{failed.address} knows it"
+            where = f"{failed.address} says: {failed.detail}"
             self.identity.refused(failed.close_reason, failed.close_value, where, now)
         if failed.failure is DialFailure.REFUSED:
             self._not_there(node_id, failed.address, now)

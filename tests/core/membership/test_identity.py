@@ -1,0 +1,165 @@
+"""Two processes with one node id, ourselves at the other end, and incarnations."""
+
+from __future__ import annotations
+
+import pytest
+
+from clusternode.core.effects import Persist, Withdraw
+from clusternode.core.events import DuplicateId
+from clusternode.core.inputs import DialFailed, DialFailure, Leave
+from clusternode.core.settings import DiscoverySettings
+from clusternode.core.wire.limits import COUNT_MAX
+from clusternode.core.wire.messages import Close, CloseReason, List, ListEntry, Records, Resume
+from tests.core.harness import Lone, address_of, record_of
+
+SEED = address_of("n1")
+
+
+def refused(reason: CloseReason, value: int) -> DialFailed:
+    return DialFailed(SEED, DialFailure.CLOSED, "refused", reason, value)
+
+
+def test_where_we_find_ourselves_we_dial_no_more():
+    lone = Lone(discovery=DiscoverySettings(notification_addresses=(SEED,)))
+    lone.pass_time(0.0)
+    own = lone.connect("n5", 100, dialed=SEED, nonce=b"n5".ljust(16))
+    lone.pass_time(60.0)
+
+    assert lone.closed[own] is None
+    assert lone.dials == [SEED]
+    assert lone.node.snapshot(lone.now).addresses[0].state == "self"
+    assert not lone.events_of(DuplicateId)
+
+
+def test_the_accepting_end_of_a_connection_to_ourselves_just_closes():
+    lone = Lone()
+    own = lone.connect("n5", 100, nonce=b"n5".ljust(16))
+
+    assert lone.closed[own] is None
+
+
+@pytest.mark.parametrize(("incarnation", "withdraws"), [(99, True), (101, False)])
+def test_of_two_processes_with_one_id_the_younger_withdraws(incarnation, withdraws):
+    lone = Lone()
+    other = lone.connect("n5", incarnation)
+    again = lone.connect("n5", incarnation, dialed=address_of("n3"))
+
+    for connection in (other, again):
+        close = lone.closed[connection]
+        assert close is not None
+        assert (close.reason, close.value) == (CloseReason.DUPLICATE_ID, 100)
+    assert len(lone.events_of(DuplicateId)) == 2
+    assert len(lone.effects_of(Withdraw)) == withdraws
+
+
+@pytest.mark.parametrize(
+    ("value", "is_joined", "withdraws"),
+    [(50, False, True), (500, False, True), (50, True, True), (500, True, False), (0, True, True)],
+)
+def test_a_newcomer_or_the_younger_withdraws_when_it_is_refused(value, is_joined, withdraws):
+    lone = Lone()
+    if is_joined:
+        lone.open("n9")
+    lone.feed(refused(CloseReason.DUPLICATE_ID, value))
+
+    assert len(lone.effects_of(Withdraw)) == withdraws
+    assert lone.events_of(DuplicateId)
+
+
+def test_a_connection_that_was_open_cannot_make_us_withdraw_or_take_another_incarnation():
+    lone = Lone()
+    connection = lone.open("n9")
+    lone.receive(connection, Close(CloseReason.DUPLICATE_ID))
+    lone.receive(connection, Close(CloseReason.STALE_INCARNATION, value=1000))
+
+    assert not lone.effects_of(Withdraw)
+    assert lone.node.hello().incarnation == 100
+
+
+def test_a_stale_incarnation_is_exceeded_remembered_and_said_to_everyone():
+    lone = Lone()
+    opened, waiting = lone.open("n9"), lone.connect("n1")
+    lone.receive(waiting, Close(CloseReason.STALE_INCARNATION, value=1000))
+
+    assert lone.node.hello().incarnation == 1001
+    assert lone.effects_of(Persist)[-1].incarnation == 1001
+    assert opened in lone.closed and waiting in lone.closed
+    lone.pass_time(0.0)
+    assert lone.dials == [address_of("n9")]
+
+
+def test_an_incarnation_is_raised_at_most_once_per_ping_interval():
+    lone = Lone()
+    for known in (1000, 2000):
+        lone.feed(refused(CloseReason.STALE_INCARNATION, known))
+    assert lone.node.hello().incarnation == 1001
+
+    lone.pass_time(5.0)
+    lone.feed(refused(CloseReason.STALE_INCARNATION, 2000))
+    assert lone.node.hello().incarnation == 2001
+
+
+def test_an_incarnation_that_cannot_be_exceeded_or_is_smaller_changes_nothing():
+    lone = Lone()
+    lone.feed(refused(CloseReason.STALE_INCARNATION, COUNT_MAX))
+    lone.feed(refused(CloseReason.STALE_INCARNATION, 99))
+
+    assert lone.node.hello().incarnation == 100
+
+
+def test_who_leaves_takes_no_larger_incarnation():
+    lone = Lone()
+    lone.feed(Leave())
+    lone.feed(refused(CloseReason.STALE_INCARNATION, 1000))
+
+    assert lone.node.hello().incarnation == 100
+
+
+def test_a_newer_version_of_our_own_record_is_refuted_above_it_but_not_more_than_once_a_second():
+    lone = Lone()
+    connection = lone.open("n9")
+    lone.sent.clear()
+    lone.receive(connection, Records([record_of("n5", 100, 7), record_of("n5", 100, 9)]))
+    lone.receive(connection, Records([record_of("n5", 100, 20)]))
+
+    (said,) = lone.of_type(Records, connection)
+    assert said.records[0].version == 10
+    lone.pass_time(1.0)
+    lone.receive(connection, List([ListEntry("n5", 100, 20, 0.0)]))
+    assert lone.of_type(Records, connection)[-1].records[0].version == 21
+
+
+def test_a_larger_incarnation_of_ours_in_a_record_is_exceeded():
+    lone = Lone()
+    connection = lone.open("n9")
+    lone.receive(connection, Records([record_of("n5", 200, 1)]))
+
+    assert lone.node.hello().incarnation == 201
+    assert connection in lone.closed
+
+
+def test_a_version_that_cannot_be_exceeded_takes_a_larger_incarnation():
+    lone = Lone()
+    connection = lone.open("n9")
+    lone.receive(connection, Records([record_of("n5", 100, COUNT_MAX)]))
+
+    assert lone.node.hello().incarnation == 101
+
+
+def test_older_records_of_ours_are_ignored():
+    lone = Lone()
+    connection = lone.open("n9")
+    lone.sent.clear()
+    lone.receive(connection, Records([record_of("n5", 99, 50)]))
+    lone.receive(connection, List([ListEntry("n5", 100, 1, 0.0), ListEntry("n9", 1, 1, 0.0)]))
+
+    assert not lone.sent[connection]
+
+
+def test_resuming_after_a_larger_incarnation_begins_at_the_first_position():
+    lone = Lone()
+    connection = lone.open("n9")
+    lone.receive(connection, Records([record_of("n5", 200, 1)]))
+    again = lone.connect("n9")
+
+    assert lone.of_type(Resume, again)[0].first_held == 1

@@ -167,6 +167,7 @@ class Withdraw:
     """Another live process has our node id and is the older: this one must stop."""
 
     detail: str
+    """Where it is, or who says so."""
 
 
 Effect: TypeAlias = (

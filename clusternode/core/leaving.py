@@ -36,6 +36,7 @@ class Leaving:
         self._context.timers.set(("leave",), self._until)
         self._messaging.is_leaving = True
         membership = self._membership
+        membership.memory.persist(now)  # there will be no later
         membership.exchange.publish(membership.members.change_own(left=True))
         for link in membership.links:
             membership.keepalive.unwatch(link.node_id)

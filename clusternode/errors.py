@@ -95,6 +95,38 @@ class ScenarioError(ClusternodeError):
     """A scenario file is wrong: names the file, the key and what was expected."""
 
 
+class KafkaError(ClusternodeError):
+    """Kafka, or its client, said no: `name` is librdkafka's name of the error.
+
+    `retriable`: trying again later may help. `definite`: it certainly did not happen; after a
+    timeout the broker may have written the record all the same.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        detail: str,
+        *,
+        retriable: bool = False,
+        definite: bool = True,
+        fatal: bool = False,
+    ) -> None:
+        super().__init__(f"{name}: {detail}")
+        self.name = name
+        self.detail = detail
+        self.retriable = retriable
+        self.definite = definite
+        self.fatal = fatal
+
+
+class KafkaNotInstalled(ClusternodeError):
+    """The Kafka client is not installed; the text says how it is."""
+
+
+class NoSuchConnection(ClusternodeError):
+    """No `[kafka.NAME]` of that name."""
+
+
 class ConfigError(ClusternodeError):
     """A setting is wrong: `setting` is its path, `value` what was given, and what was expected."""
 

@@ -28,6 +28,7 @@ from clusternode.config.keys import (
 )
 from clusternode.config.kinds import NAME, SOCKET_PATH, Text, WrongValue, parse_text
 from clusternode.config.places import default_socket
+from clusternode.config.raw import RawTable
 from clusternode.config.settings import (
     AgentSettings,
     ChannelSection,
@@ -54,6 +55,9 @@ OPTIONS: Mapping[str, str] = {
     "log.level": "--log-level",
 }
 """Options of `run` that are not called as their key is."""
+
+PLUGIN_SECTIONS = ("kafka", "kafka_bridge", "notifications", "notification_listener")
+"""Sections whose keys are declared elsewhere; kept as `AgentSettings.plugins`."""
 
 Tree = dict[str, Any]  # key → value or Tree, as TOML gives it
 KeyPath = tuple[str, ...]
@@ -150,7 +154,7 @@ class _Source:
     def _path_of(self, words: list[str]) -> KeyPath:
         """Return the key that a variable means: a user's own name keeps the file's spelling."""
         path = [word.lower() for word in words]
-        if len(path) > 2 and path[0] in ("channel", "cluster"):  # a table in it
+        if len(path) > 2 and path[0] in ("channel", "cluster", "kafka"):  # a table in it
             table = self.tree.get(path[0])
             known = list(table) if isinstance(table, dict) else []
             path[1] = next((name for name in known if name.lower() == path[1]), path[1])
@@ -185,7 +189,7 @@ class _Reader:
     def settings(self, environ: Mapping[str, str]) -> AgentSettings:
         tree = self.source.tree
         names = [name.partition(".")[0] for name in self.sections]
-        self._refuse_unknown((), tree, names)
+        self._refuse_unknown((), tree, [*names, *PLUGIN_SECTIONS])
         node = self._values("node")
         clusters = self._clusters(node)
         discovery = self._values("discovery")
@@ -202,8 +206,15 @@ class _Reader:
             exec_routes=self._exec_routes(),
             channels=self._channels(),
             file=self.source.file,
+            plugins=self._plugins(),
             nameservers=cast("tuple[str, ...]", discovery["nameservers"]),
         )
+
+    def _plugins(self) -> RawTable:
+        tree = self.source.tree
+        given = {name: tree[name] for name in PLUGIN_SECTIONS if name in tree}
+        directory = cast("Path", self._beside_file(Path()))
+        return RawTable((), given, directory, self.source.fail)
 
     def _table(self, path: KeyPath, value: object) -> Tree:
         if isinstance(value, Text):

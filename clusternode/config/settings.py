@@ -7,6 +7,7 @@ from pathlib import Path
 
 import attrs
 
+from clusternode.config.raw import RawTable
 from clusternode.core.settings import (
     DiscoverySettings,
     HealthSettings,
@@ -107,3 +108,5 @@ class AgentSettings:
     file: Path | None
     nameservers: tuple[str, ...] = ()
     """DNS servers as `ip:port`; empty: those of the system."""
+    plugins: RawTable = attrs.field(factory=lambda: RawTable(()))
+    """Sections that others declare, as they were read: `[kafka.NAME]` and its like."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from clusternode.config.keys import ENVIRONMENT_PREFIX, Key, Section, help_of, sections
+from clusternode.config.kinds import Text, parse_text
+from clusternode.config.raw import RawTable
 from clusternode.config.settings import AgentSettings
 from clusternode.core.types import Address
 
@@ -45,6 +49,12 @@ SAMPLE_TAIL = """\
 #     [cluster.billing]
 #     address = "tcp://10.0.1.20:5062"
 """
+SECRET_NAME = re.compile(r"password|secret|token|\.pem$")
+"""Keys whose values are never shown."""
+SECRET_IN_URI = re.compile(
+    r"(://[^/:@\s]*:|,[^/:@\s]*:)[^@/\s,]+(?=@)|([&?][gt]\.[a-z.]*(?:password|secret)=)[^&]+"
+)
+"""Passwords inside of URLs and of event URIs."""
 IN_SAMPLE_TAIL = ("route", "channel.NAME", "cluster.NAME")
 
 
@@ -182,8 +192,42 @@ def settings_toml(settings: AgentSettings) -> str:
         lines += ["", f"[channel.{toml_key(channel)}]", *_lines(_fields(section))]
     for route in settings.exec_routes:
         lines += ["", "[[route]]", *_lines(_fields(route))]
+    lines += _plugin_lines(settings.plugins)
     lines += ["", "[log]", f"level = {toml_value(settings.log_level)}"]
     return "\n".join(lines) + "\n"
+
+
+def _plugin_lines(plugins: RawTable) -> list[str]:
+    """Write the sections of plug-ins as they were read, what is secret as `***`."""
+    masked = {name: masked_secrets(value) for name, value in plugins.values.items()}
+    lines = []
+    for name, value in masked.items():
+        if isinstance(value, list):
+            for entry in value:
+                lines += ["", f"[[{name}]]", *_lines(entry)]
+            continue
+        own = {key: entry for key, entry in value.items() if not isinstance(entry, dict)}
+        if own or not value:
+            lines += ["", f"[{name}]", *_lines(own)]
+        for key, entry in value.items():
+            if isinstance(entry, dict):
+                lines += ["", f"[{name}.{toml_key(key)}]", *_lines(entry)]
+    return lines
+
+
+def masked_secrets(value: Any, name: str = "") -> Any:  # noqa: ANN401  # a TOML value
+    """Return a value in which nothing that is named as a secret can be read."""
+    if isinstance(value, Text):
+        value = parse_text(value)
+    if isinstance(value, Mapping):
+        return {key: masked_secrets(entry, key) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [masked_secrets(entry, name) for entry in value]
+    if isinstance(value, str) and value:
+        if SECRET_NAME.search(name):
+            return "***"
+        return SECRET_IN_URI.sub(lambda match: (match[1] or match[2]) + "***", value)
+    return value
 
 
 def _fields(value: attrs.AttrsInstance) -> dict[str, object]:

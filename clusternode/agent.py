@@ -55,6 +55,7 @@ class _Cluster:
     jobs: Jobs
     connections: Connections
     bus: MeshBus
+    keeper: StateKeeper | None
     known_members: Sequence[KnownMember]
 
 
@@ -229,6 +230,11 @@ class Agent:
                 for cluster in self._clusters.values():
                     farewell = Close(CloseReason.BYE, "stopping")
                     nursery.start_soon(cluster.connections.close_all, farewell)
+        for cluster in self._clusters.values():
+            if cluster.keeper is not None:
+                error = await cluster.keeper.write()
+                if error is not None:
+                    logger.warning("the state could not be written: %s", error)
         logger.info("stopped")
 
     async def _listen_to_signals(
@@ -311,7 +317,7 @@ class Agent:
         connections = Connections(driver, self._transport, jobs)
         bus = MeshBus(driver)
         driver.attach(Surroundings(connections, bus, self._resolver, jobs, keeper))
-        return _Cluster(section, driver, jobs, connections, bus, remembered.members)
+        return _Cluster(section, driver, jobs, connections, bus, keeper, remembered.members)
 
     def _node_settings(
         self, section: ClusterSection, bound: Address, remembered: Remembered

@@ -18,6 +18,7 @@ from clusternode.bus.interface import Bus
 from clusternode.bus.mesh import MeshBus
 from clusternode.config import AgentSettings, ClusterSection
 from clusternode.control.server import ControlServer
+from clusternode.control.view import VIEW_CHANNEL, answer_view
 from clusternode.core.inputs import KnownMember, Leave, RecordSettingsChanged
 from clusternode.core.settings import ChannelSettings, NodeSettings
 from clusternode.core.types import Address, Instant, NodeId, Seconds
@@ -27,13 +28,14 @@ from clusternode.errors import ClusternodeError, DuplicateNodeId
 from clusternode.routes.dispatcher import Dispatcher
 from clusternode.routes.events import EventHub
 from clusternode.routes.loader import load_table
-from clusternode.routes.table import RouteTable
+from clusternode.routes.table import Kind, RouteTable, make_handler
 from clusternode.runtime.acceptor import Acceptor
 from clusternode.runtime.connections import Connections
 from clusternode.runtime.driver import Driver, Surroundings
 from clusternode.runtime.exposure import check_exposure
 from clusternode.runtime.handshake import FAREWELL_TIMEOUT
 from clusternode.runtime.jobs import Jobs
+from clusternode.runtime.keyring import Keyring, read_secrets
 from clusternode.runtime.resolver import DnsResolver, Resolver
 from clusternode.runtime.state import Remembered, StateDirectory, StateKeeper, new_incarnation
 from clusternode.runtime.transport import Listener, TcpTransport, Transport
@@ -70,7 +72,8 @@ class Agent:
         resolver: In place of DNS.
         reload_settings: Reads the configuration again for `reload`; None: only the routes are.
         has_control: Whether to open the control socket.
-        has_signals: Whether SIGTERM and SIGINT stop this agent; only in the main thread.
+        has_signals: Whether SIGTERM and SIGINT stop this agent and SIGHUP reloads it; only in
+            the main thread.
     """
 
     def __init__(
@@ -130,7 +133,9 @@ class Agent:
         self._stopping.set()
 
     async def reload(self) -> str:
-        """Load the routes again, and the tags and priority of the configuration.
+        """Load the routes again, the secrets, and the tags and priority of the configuration.
+
+        Connections stay open.
 
         Raises:
             RouteError: The routes have an error; everything stays as it was.
@@ -138,6 +143,8 @@ class Agent:
         """
         await trio.lowlevel.checkpoint()
         settings = self._reload_settings() if self._reload_settings is not None else self.settings
+        check_exposure(settings)
+        found = {name: read_secrets(section) for name, section in settings.clusters.items()}
         self.dispatcher.reload()
         self.settings = attrs.evolve(
             self.settings, priority=settings.priority, clusters=settings.clusters
@@ -147,6 +154,7 @@ class Agent:
                 tags = tuple(sorted(section.tags.items()))
                 changed = RecordSettingsChanged(tags, settings.priority)
                 self._clusters[name].driver.feed(changed)
+                self._clusters[name].connections.keyring.secrets = found[name]
         return f"{len(self.dispatcher.routes())} routes"
 
     # --- the life of an agent -------------------------------------------------------------------
@@ -155,7 +163,8 @@ class Agent:
         """Join the clusters and take part until `stop`, then leave them.
 
         Raises:
-            ConfigError: Others could reach this agent without proving who they are.
+            ConfigError: Others could reach this agent without proving who they are, or a file
+                with a secret cannot be used.
             RouteError: The routes cannot be loaded.
             StateError: The state directory cannot be used.
             AddressInUse: Something else listens on an address or on the control socket.
@@ -240,11 +249,21 @@ class Agent:
     async def _listen_to_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        with trio.open_signal_receiver(*numbers) as received:
             task_status.started()
             async for number in received:
+                if number == signal.SIGHUP:
+                    await self._reload_on_signal()
+                    continue
                 logger.info("%s: leaving", signal.Signals(number).name)
                 self.stop()
+
+    async def _reload_on_signal(self) -> None:
+        try:
+            logger.info("SIGHUP: reloaded %s", await self.reload())
+        except ClusternodeError as error:
+            logger.error("SIGHUP: nothing was changed: %s", error)  # noqa: TRY400  # no bug of ours
 
     def _withdraw(self, cluster: str, detail: str) -> None:
         node_id = self.settings.node_id
@@ -260,11 +279,13 @@ class Agent:
 
     def _load_table(self) -> RouteTable:
         file = self.settings.file
-        return load_table(
+        table = load_table(
             self.settings.routes.file,
             self.settings.exec_routes,
             file.parent if file is not None else None,
         )
+        table.add(make_handler(Kind.REQUEST, VIEW_CHANNEL, answer_view))
+        return table
 
     def _make_dispatcher(self, table: RouteTable) -> Dispatcher:
         dispatcher = Dispatcher(
@@ -314,7 +335,8 @@ class Agent:
         driver = Driver(self._node_settings(section, bound, remembered))
         driver.on_withdraw = partial(self._withdraw, section.name)
         jobs = Jobs()
-        connections = Connections(driver, self._transport, jobs)
+        keyring = Keyring(read_secrets(section))
+        connections = Connections(driver, self._transport, jobs, keyring)
         bus = MeshBus(driver)
         driver.attach(Surroundings(connections, bus, self._resolver, jobs, keeper))
         return _Cluster(section, driver, jobs, connections, bus, keeper, remembered.members)

@@ -32,6 +32,8 @@ def agent_settings(
     routes: Path | None = None,
     insecure: bool = True,
     health: HealthSettings | None = None,
+    secret: Sequence[str] = (),
+    secret_file: Path | None = None,
 ) -> AgentSettings:
     own = Address.parse(address)
     discovery = DiscoverySettings(
@@ -53,6 +55,8 @@ def agent_settings(
                 discovery=discovery,
                 health=health or HealthSettings(),
                 messaging=MessagingSettings(),
+                secret=tuple(secret),
+                secret_file=secret_file,
             )
             for name in clusters
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import attrs
 from hypothesis import strategies as st
 
 from clusternode.core.types import NAME_PATTERN, ResultCode
@@ -69,6 +70,11 @@ hellos = st.builds(
     body_size_max=st.integers(0, limits.BODY_SIZE_LIMIT),
     window_bytes=counts,
     agent=texts(limits.AGENT_LENGTH_MAX),
+)
+hellos_with_a_challenge = st.builds(
+    lambda hello, challenge: attrs.evolve(hello, challenge=challenge),
+    hellos,
+    st.binary(min_size=limits.NONCE_LENGTH, max_size=limits.NONCE_LENGTH),
 )
 records = st.builds(
     Record,

@@ -315,3 +315,35 @@ def test_settings_written_out_read_back_the_same(load):
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
 def test_any_string_survives_being_written_as_toml(text):
     assert tomllib.loads(f"a = {toml_value(text)}") == {"a": text}
+
+
+def test_a_secret_comes_from_a_file_or_the_environment_but_not_from_the_configuration(load):
+    section = load('[cluster]\nname = "voip"\nsecret_file = "secret"').clusters["voip"]
+    assert section.secret_file is not None and section.secret_file.is_absolute()
+    assert section.has_secret
+
+    section = load("", environ={"CLUSTERNODE__CLUSTER__SECRET": "new-one old-one"}).clusters[
+        "default"
+    ]
+    assert section.secret == ("new-one", "old-one")
+    assert section.has_secret
+
+    with pytest.raises(ConfigError, match="an environment variable") as raised:
+        load('[cluster]\nsecret = "hunter2-hunter2"')
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_secret_of_the_environment_is_never_shown(load):
+    settings = load("", environ={"CLUSTERNODE__CLUSTER__SECRET": "hunter2-hunter2"})
+
+    assert "hunter2" not in settings_toml(settings) + repr(settings)
+
+
+def test_each_of_several_clusters_has_its_own_secret(load):
+    settings = load(
+        '[cluster.voip]\nsecret_file = "/a"\n[cluster.billing]\n',
+        environ={"CLUSTERNODE__CLUSTER__BILLING__SECRET": "1234567890123456"},
+    )
+
+    assert str(settings.clusters["voip"].secret_file) == "/a"
+    assert settings.clusters["billing"].secret == ("1234567890123456",)

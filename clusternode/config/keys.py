@@ -23,6 +23,7 @@ from clusternode.config.kinds import (
     NAME,
     NAMESERVER,
     PATH,
+    SECRETS,
     SOCKET_PATH,
     STRING,
     TAGS,
@@ -281,6 +282,23 @@ LOG_KEYS = (
 )
 CLUSTER_OWN_KEYS = ("address", "listen", "tags")
 """Keys of `[node]` that a cluster may have for itself."""
+SECRET_KEYS = (
+    Key(
+        name="secret_file",
+        kind=PATH,
+        default_text="none: only loopback may be used",
+        help="A file with the cluster's secret, mode 0600. Several lines are several secrets: "
+        "this node proves itself with the first and accepts all.",
+        example='secret_file = "/etc/clusternode/secret"',
+    ),
+    Key(
+        name="secret",
+        kind=SECRETS,
+        default_text="none",
+        help="The secret itself, several separated by spaces; only as an environment variable "
+        "(`CLUSTERNODE__CLUSTER__SECRET`), never in this file.",
+    ),
+)
 
 
 def sections(*, port_zero: bool = False) -> Mapping[str, Section]:
@@ -295,7 +313,11 @@ def sections(*, port_zero: bool = False) -> Mapping[str, Section]:
     own = tuple(key for key in node if key.name in CLUSTER_OWN_KEYS)
     listed = (
         Section(name="node", help="This node, in every cluster.", keys=node),
-        Section(name="cluster", help="The cluster that this node is in.", keys=(cluster_name,)),
+        Section(
+            name="cluster",
+            help="The cluster that this node is in.",
+            keys=(cluster_name, *SECRET_KEYS),
+        ),
         Section(
             name="discovery",
             help="How the others are found.",
@@ -323,7 +345,7 @@ def sections(*, port_zero: bool = False) -> Mapping[str, Section]:
             name="cluster.NAME",
             help="One of several clusters; it may also hold the tables discovery, health and "
             "messaging, each key of which overrides the top-level one.",
-            keys=own,
+            keys=(*own, *SECRET_KEYS),
         ),
     )
     return {section.name: section for section in listed}

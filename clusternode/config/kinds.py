@@ -296,3 +296,13 @@ def _convert_environment(value: object) -> object:
 
 
 ENVIRONMENT = Kind("table", "a table of strings", _convert_environment)
+
+
+def _convert_secrets(value: object) -> object:
+    if not isinstance(value, str) or not value.split():
+        raise WrongValue
+    return tuple(value.split())
+
+
+SECRETS = Kind("string", "one or more words", _convert_secrets)
+"""From the environment only; values are never shown."""

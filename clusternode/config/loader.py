@@ -22,11 +22,12 @@ from clusternode.config.keys import (
     CLUSTER_OWN_KEYS,
     CLUSTER_TABLES,
     ENVIRONMENT_PREFIX,
+    SECRET_KEYS,
     Key,
     Section,
     sections,
 )
-from clusternode.config.kinds import NAME, SOCKET_PATH, Text, WrongValue, parse_text
+from clusternode.config.kinds import NAME, SECRETS, SOCKET_PATH, Text, WrongValue, parse_text
 from clusternode.config.places import default_socket
 from clusternode.config.raw import RawTable
 from clusternode.config.settings import (
@@ -282,7 +283,9 @@ class _Reader:
     def _cluster(
         self, path: KeyPath, table: Tree, name: str, node: dict[str, object]
     ) -> ClusterSection:
-        known = (*CLUSTER_OWN_KEYS, *CLUSTER_TABLES, *(("name",) if len(path) == 1 else ()))
+        secret_keys = (key.name for key in SECRET_KEYS)
+        top_keys = ("name",) if len(path) == 1 else ()
+        known = (*CLUSTER_OWN_KEYS, *CLUSTER_TABLES, *secret_keys, *top_keys)
         self._refuse_unknown(path, table, known)
         keys = {key.name: key for key in self.sections["cluster.NAME"].keys}
         own = {
@@ -305,7 +308,20 @@ class _Reader:
             discovery=discovery,
             health=health,
             messaging=messaging,
+            secret_file=self._beside_file(self._value(path, table, keys["secret_file"])),
+            secret=self._secrets((*path, "secret"), table),
         )
+
+    def _secrets(self, path: KeyPath, table: Tree) -> tuple[str, ...]:
+        """Read what only the environment may say, and no error may show."""
+        if "secret" not in table:
+            return ()
+        if path not in self.source.origins:
+            raise self.source.fail(path, "…", "secret_file = PATH, or an environment variable")
+        try:
+            return cast("tuple[str, ...]", SECRETS.convert(str(table["secret"])))
+        except WrongValue:
+            raise self.source.fail(path, "…", SECRETS.expected) from None
 
     def _merged(self, path: KeyPath, table: Tree, name: str) -> dict[str, Any]:
         """Read a section of one cluster over the top-level one."""

@@ -51,6 +51,14 @@ class ClusterSection:
     discovery: DiscoverySettings
     health: HealthSettings
     messaging: MessagingSettings
+    secret_file: Path | None = None
+    """A file with the cluster's secret; several lines: prove with the first, accept all."""
+    secret: tuple[str, ...] = attrs.field(default=(), repr=False)
+    """Secrets from the environment; they come before those of the file."""
+
+    @property
+    def has_secret(self) -> bool:
+        return self.secret_file is not None or bool(self.secret)
 
 
 @attrs.frozen(kw_only=True)

@@ -183,7 +183,12 @@ def settings_toml(settings: AgentSettings) -> str:
     for cluster in settings.clusters.values():
         name = toml_key(cluster.name)
         lines += ["", f"[cluster.{name}]"]
-        own = {"address": cluster.address, "listen": cluster.listen, "tags": cluster.tags}
+        own = {
+            "address": cluster.address,
+            "listen": cluster.listen,
+            "tags": cluster.tags,
+            "secret_file": cluster.secret_file,
+        }
         lines += _lines(own)
         for table in ("discovery", "health", "messaging"):
             lines += ["", f"[cluster.{name}.{table}]", *_lines(_fields(getattr(cluster, table)))]

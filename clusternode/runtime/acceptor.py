@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import trio
@@ -86,13 +86,15 @@ class Acceptor:
         return None
 
     async def _greet(self, wire: Wire) -> None:
-        session = Session.listen(self._hello_for)
+        session = Session.listen(self._hello_for, self._secrets_for)
         try:
             try:
                 early = await shake_hands(wire.stream, session, self._timeout)
             except HandshakeError as error:
                 self.handshakes_failed += 1
                 self._count("handshakes_failed")
+                if error.is_authentication:
+                    self._count("authentications_failed")
                 host = wire.remote_host
                 self._log.warn_about(host, "handshake with %s failed: %s", wire.remote, error)
                 return
@@ -114,3 +116,7 @@ class Acceptor:
     def _hello_for(self, cluster: str) -> Hello | None:
         connections = self._clusters.get(cluster)
         return connections.hello() if connections is not None else None
+
+    def _secrets_for(self, cluster: str) -> Sequence[bytes]:
+        connections = self._clusters.get(cluster)
+        return connections.keyring.secrets if connections is not None else ()

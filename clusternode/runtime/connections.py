@@ -37,6 +37,7 @@ from clusternode.runtime.handshake import (
     shake_hands,
 )
 from clusternode.runtime.jobs import Jobs
+from clusternode.runtime.keyring import Keyring
 from clusternode.runtime.logs import RateLimitedLog
 from clusternode.runtime.transport import DialError, Transport, Wire
 
@@ -54,6 +55,7 @@ COUNTERS: Final = (
     "dials_failed",
     "peers_misbehaved",
     "handshakes_failed",
+    "authentications_failed",
     "strangers_refused",
     "bytes_read",
     "bytes_written",
@@ -91,7 +93,14 @@ class Connection:
 class Connections:
     """Performs what one node wants of its connections (`driver.Links`)."""
 
-    def __init__(self, driver: Driver, transport: Transport, jobs: Jobs) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        transport: Transport,
+        jobs: Jobs,
+        keyring: Keyring | None = None,
+    ) -> None:
+        self.keyring = keyring or Keyring()
         self._driver = driver
         self._transport = transport
         self._jobs = jobs
@@ -117,7 +126,8 @@ class Connections:
 
     def hello(self) -> Hello:
         """Return what our node says first on a connection that begins now."""
-        return self._driver.node.hello(agent_name())
+        hello = self._driver.node.hello(agent_name())
+        return attrs.evolve(hello, challenge=self.keyring.new_challenge())
 
     # --- what the node wants --------------------------------------------------------------------
 
@@ -148,7 +158,7 @@ class Connections:
         self._counters["dials"] += 1
         timeout = self.settings.discovery.handshake_timeout
         deadline = trio.current_time() + timeout
-        session = Session.dial(self.hello())
+        session = Session.dial(self.hello(), self.keyring.secrets)
         try:
             wire = await self._transport.dial(address, timeout)
             left = max(0.0, deadline - trio.current_time())
@@ -159,6 +169,8 @@ class Connections:
             close = error.close or Close(0)
             reason = error.close.reason if error.close is not None else None
             failed = DialFailed(address, error.failure, str(error), reason, close.value)
+            if error.is_authentication:
+                self.count("authentications_failed")
             self._log.warn_about(f"{address} {reason}", "dialled %s: %s", address, error)
         else:
             await self.serve(wire, session, early, dialed=address)

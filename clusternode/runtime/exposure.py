@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
 from clusternode.config import AgentSettings
 from clusternode.core.types import Address
 from clusternode.errors import ConfigError
+from clusternode.runtime.keyring import read_secrets
 
 WAYS_OUT = (
-    "an address on loopback (127.0.0.1, [::1] or localhost), because this version can neither"
-    " prove who a peer is nor encrypt; on a network that you trust altogether, set insecure = true"
+    "an address on loopback (127.0.0.1, [::1] or localhost), because whoever reaches any other can"
+    " join. Three ways out: a secret that all nodes know (secret_file in [cluster]); TLS (tls:// in"
+    " address and listen, and [tls]); or, on a network that you trust altogether, insecure = true"
     " in [node]"
 )
 
 
 def check_exposure(settings: AgentSettings) -> None:
-    """Refuse addresses that others can reach, unless the settings say `insecure = true`.
+    """Refuse addresses that strangers can reach and where nobody has to prove who he is.
 
     Raises:
         ConfigError: Names the setting and the ways out.
@@ -24,12 +27,39 @@ def check_exposure(settings: AgentSettings) -> None:
     if settings.insecure:
         return
     for section in settings.clusters.values():
+        if section.has_secret:
+            continue
         table = "node" if len(settings.clusters) == 1 else f"cluster.{section.name}"
         for key, address in (("listen", section.listen), ("address", section.address)):
             if not is_loopback(address):
                 raise ConfigError(
                     f"{table}.{key}", str(address), WAYS_OUT, str(settings.file or "")
                 )
+
+
+def check_files(settings: AgentSettings) -> None:
+    """Read the files that an agent needs to prove who it is, as it would at its start.
+
+    Raises:
+        ConfigError: One cannot be read, is open to others, or holds the wrong thing.
+    """
+    for section in settings.clusters.values():
+        read_secrets(section)
+
+
+def advice(settings: AgentSettings) -> Sequence[str]:
+    """Return what somebody should know who runs with these settings."""
+    lines = []
+    if settings.insecure:
+        lines.append("insecure = true: whoever reaches the address of this node can join")
+    for section in settings.clusters.values():
+        exposed = not (is_loopback(section.address) and is_loopback(section.listen))
+        if section.has_secret and section.address.scheme == "tcp" and exposed:
+            lines.append(
+                f"cluster {section.name}: the secret keeps strangers out; it does not hide what is"
+                " sent from someone on the path, nor keep him from changing it: that takes tls://"
+            )
+    return lines
 
 
 def is_loopback(address: Address) -> bool:

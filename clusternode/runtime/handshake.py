@@ -21,18 +21,30 @@ FAREWELL_TIMEOUT: Final[Seconds] = 0.5
 
 
 class HandshakeError(PeerGone):
-    """A handshake came to nothing; `close` is what the other side said, if it did."""
+    """A handshake came to nothing; `close` is what the other side said, if it did.
 
-    def __init__(self, failure: DialFailure, detail: str, close: Close | None = None) -> None:
+    `is_authentication`: secret or certificate were why, whichever side found that out.
+    """
+
+    def __init__(
+        self,
+        failure: DialFailure,
+        detail: str,
+        close: Close | None = None,
+        *,
+        is_authentication: bool = False,
+    ) -> None:
         super().__init__(detail)
         self.failure = failure
         self.close = close
+        told = close is not None and close.reason == CloseReason.AUTHENTICATION
+        self.is_authentication = is_authentication or told
 
 
 async def shake_hands(
     stream: trio.abc.Stream, session: Session, timeout: Seconds
 ) -> list[WireMessage]:
-    """Exchange HELLOs; return the messages that came together with the peer's.
+    """Exchange HELLOs and proofs; return the messages that came together with the peer's.
 
     Raises:
         HandshakeError: It came to nothing, and the stream is closed.
@@ -46,7 +58,8 @@ async def shake_hands(
         failed.__cause__ = error
     except RemoteProtocolError as error:
         farewell = Session.close_bytes(error.reason, str(error), error.value)
-        failed = HandshakeError(DialFailure.REJECTED, str(error))
+        is_ours = error.reason == CloseReason.AUTHENTICATION
+        failed = HandshakeError(DialFailure.REJECTED, str(error), is_authentication=is_ours)
         failed.__cause__ = error
     except trio.BrokenResourceError as error:
         farewell = b""

@@ -2,7 +2,7 @@ import pytest
 
 from clusternode.core.types import Address
 from clusternode.errors import ConfigError
-from clusternode.runtime.exposure import check_exposure, is_loopback
+from clusternode.runtime.exposure import advice, check_exposure, is_loopback
 from tests.agents import agent_settings
 
 
@@ -36,6 +36,27 @@ def test_several_clusters_are_named_in_the_error():
 
     with pytest.raises(ConfigError, match=r"cluster\.voip\.listen"):
         check_exposure(settings)
+
+
+def test_the_three_ways_out_are_named():
+    with pytest.raises(ConfigError) as raised:
+        check_exposure(agent_settings("n1", "tcp://10.0.0.1:1", insecure=False))
+
+    for way in ("secret_file", "tls://", "insecure = true"):
+        assert way in str(raised.value)
+
+
+def test_a_secret_allows_every_address():
+    check_exposure(agent_settings("n1", "tcp://10.0.0.1:1", insecure=False, secret=["x" * 20]))
+
+
+def test_a_secret_without_encryption_is_advised_against():
+    settings = agent_settings("n1", "tcp://10.0.0.1:1", insecure=False, secret=["x" * 20])
+
+    (line,) = advice(settings)
+
+    assert "someone on the path" in line
+    assert not advice(agent_settings("n1", "tcp://127.0.0.1:1", insecure=False))
 
 
 def test_insecure_allows_every_address():

@@ -55,18 +55,19 @@ def _init(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from clusternode.config import load_settings  # start-up speed
-    from clusternode.runtime.exposure import check_exposure  # start-up speed
+    from clusternode.runtime.exposure import advice, check_exposure, check_files  # start-up speed
 
     settings = load_settings(arguments.config, environ=os.environ, overrides={})
     check_exposure(settings)
+    check_files(settings)
     if arguments.json:
         print_json({"ok": True, "node_id": settings.node_id, "clusters": list(settings.clusters)})
     else:
         name = arguments.config or "the defaults"
         clusters = ", ".join(settings.clusters)
         print(f"{name}: all well; node {settings.node_id}, cluster {clusters}")
-    if settings.insecure:
-        note("insecure = true: whoever reaches the address of this node can join the cluster")
+    for line in advice(settings):
+        note(line)
     if settings.routes.file is not None and not settings.routes.file.exists():
         note(f"routes.file: {settings.routes.file} does not exist yet")
     return OK

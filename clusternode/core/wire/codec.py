@@ -23,11 +23,13 @@ from clusternode.core.wire.messages import (
     Close,
     CloseReason,
     Frame,
+    Hello,
     List,
     ListEntry,
     Message,
     Ping,
     Pong,
+    Proof,
     Record,
     Records,
     Reply,
@@ -138,6 +140,15 @@ def _fields_of_close(message: Close) -> tuple[object, ...]:
     return message.reason, detail[: limits.DETAIL_LENGTH_MAX], message.value
 
 
+def _fields_of_hello(message: Hello) -> tuple[object, ...]:
+    """Leave out an empty challenge: HELLOs without a secret are as they always were."""
+    fields = _all_fields_of_hello(message)
+    return fields if message.challenge else fields[:-1]
+
+
+_all_fields_of_hello: _Fields = attrgetter(*schema.SCHEMAS[Hello])
+
+
 def _fields_of_results(message: Results) -> tuple[object, ...]:
     runs = message.runs
     if any(run.last - run.first >= limits.RUN_LENGTH_MAX for run in runs):
@@ -189,6 +200,8 @@ _FIELDS_OF: Mapping[type, _Fields] = {  # class → its fields in the order of t
         if len(readers) > 1  # of a single name attrgetter makes no tuple
     },
     Ack: lambda message: (message.position,),
+    Proof: lambda message: (message.mac,),
+    Hello: _fields_of_hello,
     Records: lambda message: (message.records,),
     List: lambda message: (message.entries,),
     Want: lambda message: (message.node_ids,),

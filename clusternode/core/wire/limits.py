@@ -63,7 +63,16 @@ DETAIL_LENGTH_MAX = 256
 """What a closing peer has to say; it goes into a log line."""
 
 NONCE_LENGTH = 16
-"""As many random bits as a UUID has, and a few more."""
+"""As many random bits as a UUID has, and a few more. Challenges are as long."""
+
+PROOF_LENGTH = 32
+"""What HMAC-SHA-256 gives."""
+
+PROOF_BYTES_MAX = 512
+"""The longest frame where PROOF is expected: a CLOSE with its detail is the longest allowed.
+
+With `HANDSHAKE_BYTES_MAX` it bounds what is taken from anybody before the proof.
+"""
 
 TAGS_MAX = 64
 """Tags of one node."""

@@ -49,6 +49,8 @@ class CloseReason(enum.IntEnum):
     """An operator removed the node from the member list."""
     LIMIT = 11
     """A bound was reached; `detail` names it."""
+    AUTHENTICATION = 12
+    """Cluster secret or certificate: missing, wrong, or not that of the node."""
 
 
 @attrs.define
@@ -70,6 +72,8 @@ class Hello:
     """How many unacknowledged bytes of positioned frames this side takes."""
     agent: str = ""
     """Name and version of the program, for people."""
+    challenge: bytes = b""
+    """16 random bytes for this connection alone, where the cluster has a secret; else empty."""
 
 
 @attrs.define
@@ -118,6 +122,15 @@ class Ack:
 
     TYPE: ClassVar[int] = 6
     position: int
+
+
+@attrs.define
+class Proof:
+    """I know the cluster's secret. Only directly after HELLO, and only where there is one."""
+
+    TYPE: ClassVar[int] = 10
+    mac: bytes
+    """HMAC-SHA-256, keyed with the secret, over "client" or "server" and both HELLOs' hash."""
 
 
 @attrs.frozen
@@ -245,7 +258,7 @@ Answerable: TypeAlias = Message | Request | Reply
 """Positioned messages that are answered by a result."""
 Positioned: TypeAlias = Message | Request | Reply | Results
 Control: TypeAlias = Resume | Close | Ping | Pong | Ack | Records | List | Want
-WireMessage: TypeAlias = Hello | Control | Positioned | Unknown
+WireMessage: TypeAlias = Hello | Proof | Control | Positioned | Unknown
 
 RESULT_CODES: frozenset[int] = frozenset(ResultCode)
 

@@ -26,6 +26,7 @@ from clusternode.core.wire.messages import (
     Message,
     Ping,
     Pong,
+    Proof,
     Record,
     Records,
     Reply,
@@ -162,6 +163,16 @@ def boolean(value: object) -> bool:
 def nonce(value: object) -> bytes:
     if type(value) is not bytes or len(value) != limits.NONCE_LENGTH:
         raise Refused(value, f"{limits.NONCE_LENGTH} bytes")
+    return value
+
+
+def challenge(value: object) -> bytes:
+    return b"" if value == b"" else nonce(value)
+
+
+def mac(value: object) -> bytes:
+    if type(value) is not bytes or len(value) != limits.PROOF_LENGTH:
+        raise Refused(value, f"{limits.PROOF_LENGTH} bytes")
     return value
 
 
@@ -321,6 +332,7 @@ SCHEMAS: Mapping[type, FieldReaders] = {
         "body_size_max": integer(0, limits.BODY_SIZE_LIMIT),
         "window_bytes": count,
         "agent": text(limits.AGENT_LENGTH_MAX),
+        "challenge": challenge,
     },
     Resume: {"last_received": count, "first_held": position},
     Close: {"reason": _u16, "detail": text(limits.DETAIL_LENGTH_MAX), "value": count},
@@ -330,6 +342,7 @@ SCHEMAS: Mapping[type, FieldReaders] = {
     Records: {"records": array_of(_read_record, limits.ENTRIES_MAX)},
     List: {"entries": array_of(_read_entry, limits.ENTRIES_MAX)},
     Want: {"node_ids": array_of(name, limits.ENTRIES_MAX)},
+    Proof: {"mac": mac},
     Message: {
         "channel": name,
         "content_type": ascii_text(limits.CONTENT_TYPE_LENGTH_MAX),

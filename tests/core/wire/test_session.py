@@ -22,6 +22,7 @@ from clusternode.core.wire.messages import (
     ListEntry,
     Message,
     Ping,
+    Proof,
     Results,
     Resume,
     Run,
@@ -275,3 +276,227 @@ def test_frames_over_every_limit_are_refused_before_they_are_read():
     size = HEADER_SIZE + limits.CONTROL_PAYLOAD_MAX + 1
 
     assert "at most 1048588" in str(refusal(opened(), HEADER.pack(MAGIC, size, 8, 0)))
+
+
+# --- the cluster secret ---------------------------------------------------------------------------
+
+OLD, NEW = b"the old secret of ours", b"the new secret of ours"
+C = hello("n1", challenge=bytes(range(16)))
+D = hello("n2", challenge=bytes(range(16, 32)))
+
+
+def proving(dialer_secrets, listener_secrets, *, client=C, server=D):
+    return (
+        Session.dial(client, dialer_secrets),
+        Session.listen(
+            lambda cluster: server if cluster == server.cluster else None,
+            lambda cluster: listener_secrets,
+        ),
+    )
+
+
+def shake(dialer, listener):
+    """Carry bytes until nobody has more to say; whatever is raised ends it."""
+    while True:
+        to_listener, to_dialer = dialer.data_to_send(), listener.data_to_send()
+        if not to_listener and not to_dialer:
+            return
+        if to_listener:
+            listener.receive_data_untrusted(to_listener)
+        if to_dialer:
+            dialer.receive_data_untrusted(to_dialer)
+
+
+@pytest.mark.parametrize(
+    ("dialer_secrets", "listener_secrets"),
+    [
+        ([OLD], [OLD]),
+        ([OLD], [OLD, NEW]),
+        ([OLD, NEW], [NEW, OLD]),
+        ([NEW, OLD], [OLD, NEW]),
+        ([NEW], [NEW, OLD]),
+    ],
+)
+def test_a_secret_is_changed_in_three_steps_that_all_understand_each_other(
+    dialer_secrets, listener_secrets
+):
+    dialer, listener = proving(dialer_secrets, listener_secrets)
+
+    shake(dialer, listener)
+
+    assert dialer.is_open and listener.is_open
+    assert (dialer.peer, listener.peer) == (D, C)
+
+
+@pytest.mark.parametrize(
+    ("dialer_secrets", "listener_secrets"), [([OLD], [NEW]), ([NEW, OLD], [OLD])]
+)
+def test_another_secret_is_refused_by_the_side_that_reads_the_proof(
+    dialer_secrets, listener_secrets
+):
+    dialer, listener = proving(dialer_secrets, listener_secrets)
+
+    with pytest.raises(RemoteProtocolError, match="n1 has another cluster secret") as raised:
+        shake(dialer, listener)
+
+    assert raised.value.reason == CloseReason.AUTHENTICATION
+    assert not dialer.is_open and not listener.is_open
+    assert dialer.peer is None and listener.peer is None
+    assert listener.data_to_send() == b""  # no proof for somebody who has none
+
+
+def test_a_listener_that_does_not_know_the_secret_is_refused_by_the_dialer():
+    dialer, listener = proving([OLD], [OLD])
+    listener.receive_data_untrusted(dialer.data_to_send())
+    dialer.receive_data_untrusted(listener.data_to_send())
+    dialer.data_to_send()
+
+    error = refusal(dialer, encode(Proof(bytes(limits.PROOF_LENGTH))))
+
+    assert error.reason == CloseReason.AUTHENTICATION
+    assert not dialer.is_open
+
+
+@pytest.mark.parametrize(
+    ("dialer", "listener"),
+    [
+        (Session.dial(A), proving([OLD], [OLD])[1]),
+        (proving([OLD], [OLD])[0], listening()),
+    ],
+)
+def test_a_secret_on_one_side_only_is_refused_before_anything_else_is_said(dialer, listener):
+    error = refusal(listener, dialer.data_to_send())
+
+    assert error.reason == CloseReason.AUTHENTICATION
+    assert "on one side only" in str(error)
+    assert listener.data_to_send() == b""
+
+
+def test_a_dialer_with_a_secret_gives_no_proof_to_a_listener_without():
+    dialer, _ = proving([OLD], [OLD])
+    dialer.data_to_send()
+
+    assert refusal(dialer, encode(B)).reason == CloseReason.AUTHENTICATION
+    assert dialer.data_to_send() == b""
+
+
+def test_a_dialer_gets_no_proof_before_it_has_proved_itself():
+    dialer, listener = proving([OLD], [OLD])
+
+    listener.receive_data_untrusted(dialer.data_to_send())
+
+    assert listener.data_to_send() == encode(D)  # and no more
+
+
+def test_a_proof_that_is_sent_back_is_worth_nothing():
+    """A dials an attacker, who dials A, and gives each what the other says."""
+    dialer, listener = proving([OLD], [OLD], client=C, server=D)
+    listener.receive_data_untrusted(dialer.data_to_send())
+    dialer.receive_data_untrusted(listener.data_to_send())
+    proof = dialer.data_to_send()
+
+    assert refusal(dialer, proof).reason == CloseReason.AUTHENTICATION
+
+
+def test_a_handshake_that_was_recorded_opens_nothing_again():
+    dialer, listener = proving([OLD], [OLD])
+    first = dialer.data_to_send()
+    listener.receive_data_untrusted(first)
+    dialer.receive_data_untrusted(listener.data_to_send())
+    second = dialer.data_to_send()
+    listener.receive_data_untrusted(second)
+    assert listener.is_open
+
+    _, again = proving([OLD], [OLD], server=attrs.evolve(D, challenge=bytes(16)))
+    again.receive_data_untrusted(first)
+
+    assert refusal(again, second).reason == CloseReason.AUTHENTICATION
+
+
+@pytest.mark.parametrize("changed", ["node_id", "incarnation", "address", "window_bytes", "agent"])
+def test_what_a_hello_says_cannot_be_changed_on_the_way(changed):
+    dialer, listener = proving([OLD], [OLD])
+    dialer.data_to_send()
+    value = getattr(C, changed)
+    other = attrs.evolve(C, **{changed: value + (value.__class__("1"))})
+
+    listener.receive_data_untrusted(encode(other))
+    dialer.receive_data_untrusted(listener.data_to_send())
+
+    assert refusal(listener, dialer.data_to_send()).reason == CloseReason.AUTHENTICATION
+
+
+@pytest.mark.parametrize("message", [Ping(1, 0), Resume(0, 1), C, Unknown])
+def test_nothing_but_a_proof_is_read_before_the_proof(message):
+    _, listener = proving([OLD], [OLD])
+    frame = encode(message) if message is not Unknown else HEADER.pack(MAGIC, HEADER_SIZE, 99, 0)
+
+    error = refusal(listener, encode(C) + frame)
+
+    assert (error.reason, listener.salvaged) == (CloseReason.PROTOCOL_ERROR, [])
+
+
+def test_where_a_proof_is_expected_only_a_short_frame_is_taken():
+    for size, is_refused in ((limits.PROOF_BYTES_MAX, False), (limits.PROOF_BYTES_MAX + 1, True)):
+        _, listener = proving([OLD], [OLD])
+        listener.receive_data_untrusted(encode(C))
+        header = HEADER.pack(MAGIC, size, Close.TYPE, 0)
+        if is_refused:
+            assert f"at most {limits.PROOF_BYTES_MAX}" in str(refusal(listener, header))
+        else:
+            assert listener.receive_data_untrusted(header) == []
+
+
+def test_messages_right_after_the_listeners_proof_are_not_lost():
+    dialer, listener = proving([OLD], [OLD])
+    listener.receive_data_untrusted(dialer.data_to_send())
+    hello_frame = listener.data_to_send()
+    dialer.receive_data_untrusted(hello_frame)
+    listener.receive_data_untrusted(dialer.data_to_send())
+
+    got = dialer.receive_data_untrusted(listener.data_to_send() + encode(Resume(0, 1)))
+
+    assert got == [Resume(0, 1)]
+
+
+def test_a_close_instead_of_a_proof_is_heard():
+    dialer, listener = proving([OLD], [OLD])
+    listener.receive_data_untrusted(dialer.data_to_send())
+    dialer.receive_data_untrusted(listener.data_to_send())
+
+    dialer.receive_data_untrusted(Session.close_bytes(CloseReason.AUTHENTICATION, "no"))
+
+    assert dialer.peer_close == Close(CloseReason.AUTHENTICATION, "no")
+
+
+@given(st.data(), st.booleans())
+def test_the_handshake_survives_any_chopping(data, is_same):
+    dialer, listener = proving([OLD], [OLD if is_same else NEW])
+    with contextlib.suppress(RemoteProtocolError):
+        while to_listener := dialer.data_to_send():
+            for read in data.draw(strategies.chopped(to_listener)):
+                listener.receive_data_untrusted(read)
+            for read in data.draw(strategies.chopped(listener.data_to_send())):
+                dialer.receive_data_untrusted(read)
+
+    assert dialer.is_open is listener.is_open is is_same
+
+
+def test_a_hello_without_a_challenge_cannot_go_with_a_secret():
+    with pytest.raises(LocalProtocolError):
+        Session.dial(A, [OLD])
+    with pytest.raises(LocalProtocolError):
+        Session.dial(C)
+
+
+def test_a_certificate_must_name_the_node():
+    for names, is_open in ((["n1"], True), (["n2", "n10"], False), ([], False)):
+        session = listening()
+        session.peer_is_certified_as(names)
+        if is_open:
+            session.receive_data_untrusted(encode(A))
+        else:
+            error = refusal(session, encode(A))
+            assert error.reason == CloseReason.AUTHENTICATION
+            assert "n1 has a certificate that names" in str(error)
+        assert session.is_open is is_open

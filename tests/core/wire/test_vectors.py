@@ -13,6 +13,7 @@ from clusternode.core.wire import messages, schema
 from clusternode.core.wire.codec import decode_untrusted, encode
 from clusternode.core.wire.framing import HEADER, HEADER_SIZE, MAGIC
 from clusternode.core.wire.messages import CloseReason, Hello, ListEntry, Record, Run
+from clusternode.core.wire.proof import Direction, proof_of, transcript_of
 from clusternode.core.wire.session import Session
 from clusternode.errors import RemoteProtocolError
 
@@ -89,6 +90,17 @@ def test_a_record_has_the_digest_of_the_vector(vector):
     digest = digest_of_record(vector["node_id"], vector["incarnation"], vector["version"])
 
     assert f"{digest:016x}" == vector["digest_hex"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["proof"])
+def test_a_secret_is_proved_as_the_vector_says(vector):
+    hellos = (bytes.fromhex(vector[f"{side}_hello_hex"]) for side in ("client", "server"))
+    transcript = transcript_of(*hellos)
+    secret = vector["secret"].encode()
+
+    for direction in Direction:
+        mac = proof_of(secret, direction, transcript)
+        assert mac.hex() == vector[f"{direction.value.decode()}_mac_hex"]
 
 
 def test_every_type_has_a_vector():

@@ -23,7 +23,6 @@ from clusternode.core.types import (
     RequestId,
     ResultCode,
 )
-from clusternode.core.wire.limits import BODY_SIZE_LIMIT
 from clusternode.core.wire.messages import RESULT_CODES, Hello, Resume
 
 Finish = Callable[[RequestId, NodeId, ResultCode], None]
@@ -110,7 +109,9 @@ class Deliveries:
         return stream
 
     def _unacknowledged_bytes_max(self, stream: Stream) -> int:
-        return WINDOW_OVERRUN * stream.sending.window_bytes + BODY_SIZE_LIMIT
+        """Return what a peer that acknowledges can have: its window, and results for ours."""
+        windows = stream.sending.window_bytes + self._settings.window_bytes
+        return WINDOW_OVERRUN * windows + stream.body_size_max
 
     def is_overrun(self, stream: Stream) -> str | None:
         """Tell what a peer takes or sends beyond all bounds, if anything."""

@@ -98,6 +98,8 @@ class Reply:
     code: int = 200
     round_trip_s: Seconds = 0.0
     """From the call to this reply."""
+    reason: str = ""
+    """The words beside the code, where the protocol of the bus has them (SIP)."""
 
     @property
     def text(self) -> str:

@@ -88,6 +88,7 @@ class MeshReplies:
                 effect.content_type,
                 effect.code,
                 now - self._opened_at,
+                effect.reason,
             )
         )
         self._news.set()

@@ -100,6 +100,7 @@ def reply_json(reply: Reply) -> dict[str, Any]:
     return {
         "node_id": reply.node_id,
         "code": reply.code,
+        **({"reason": reply.reason} if reply.reason else {}),
         **body_fields(reply.body),
         "content_type": reply.content_type,
         "round_trip_ms": milliseconds(reply.round_trip_s),

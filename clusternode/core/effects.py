@@ -123,6 +123,7 @@ class Replied:
     body: bytes
     content_type: str
     code: int
+    reason: str = ""
 
 
 @attrs.frozen

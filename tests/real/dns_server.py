@@ -15,6 +15,8 @@ from clusternode.core.types import Address
 from clusternode.runtime.resolver import DnsResolver, ResolveError
 
 READY = "ready.test"
+READY_TIMEOUT = 0.1
+"""Short, as nothing tells that a question came before the server was there."""
 PATIENCE = 10.0
 CONFIG = """\
 port={port}
@@ -63,23 +65,29 @@ class DnsServer:
         self._hosts.write_text(hosts)
         text = CONFIG.format(port=self._port, host=LOOPBACK, hosts=self._hosts, ready=READY)
         self._config.write_text(text + "\n".join(records) + "\n")
-        command = [self._program, "--no-daemon", f"--conf-file={self._config}"]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        self._launch()
         with trio.move_on_after(PATIENCE):
             while not await self._is_ready():
-                if self._process.poll() is not None:
+                if self._has_ended():
                     break
                 await trio.sleep(0.02)
             else:
                 return
         raise AssertionError(f"dnsmasq does not answer; its log:\n{self._log.read_text()}")
 
+    def _launch(self) -> None:
+        command = [str(self._program), "--no-daemon", f"--conf-file={self._config}"]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def _has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
     async def _is_ready(self) -> bool:
         try:
-            await self.resolver(0.5).resolve(Address("tcp", READY, 1))
+            await self.resolver(READY_TIMEOUT).resolve(Address("tcp", READY, 1))
         except ResolveError:
             return False
         return True

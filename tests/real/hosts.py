@@ -1,4 +1,4 @@
-"""Hosts that are network namespaces on one switch: a bridge in a namespace of its own (ip-netns(8)).
+"""Hosts that are network namespaces (ip-netns(8)) on a switch, a bridge in one of its own.
 
 Nothing is made in the namespace that the tests run in, so nothing can be left there.
 """
@@ -17,20 +17,24 @@ COMMAND_TIMEOUT = 10.0
 
 
 class Hosts:
-    """Hosts number 1, 2 …; their address is `address(number)`."""
+    """Hosts number 1, 2 …; their address is `address(number)`.
+
+    Raises:
+        subprocess.CalledProcessError: They cannot be made; nothing is left of them.
+    """
 
     def __init__(self, ip: Path, prefix: str, count: int) -> None:
         self._ip = ip
         self._prefix = prefix
         self._count = count
         self._switch = f"{prefix}-switch"
-
-    def __enter__(self) -> Self:
         try:
             self._make()
         except BaseException:
             self._remove()
             raise
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,5 +83,9 @@ class Hosts:
 
     def _run(self, *words: str) -> None:
         subprocess.run(
-            [self._ip, *words], check=True, capture_output=True, timeout=COMMAND_TIMEOUT
+            [str(self._ip), *words],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT,
         )

@@ -74,7 +74,7 @@ async def test_the_story_of_the_demo_on_three_hosts(fleet, hosts):
     banned = await call(n2, "cluster.broadcast", channel="fraud", body=ATTACKER)
     assert {node_id: result["code"] for node_id, result in banned.items()} == {"n1": 200, "n3": 200}
 
-    seen = []
+    seen: list[str] = []
     n3.kill()
     async with trio.open_nursery() as nursery:
 
@@ -118,8 +118,10 @@ async def test_a_cut_cable_is_noticed_on_both_sides_and_nothing_is_lost_silently
         nursery.start_soon(broadcast)
         took = await seconds_until(
             fleet,
-            lambda: all(not_active(one.statuses().get("n3")) for one in (n1, n2))
-            and all(not_active(n3.statuses().get(other)) for other in ("n1", "n2")),
+            lambda: (
+                all(not_active(one.statuses().get("n3")) for one in (n1, n2))
+                and all(not_active(n3.statuses().get(other)) for other in ("n1", "n2"))
+            ),
             "both sides have noticed",
         )
     assert took < NOTICED + SLACK

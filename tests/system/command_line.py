@@ -15,6 +15,7 @@ PATIENCE = 20.0
 """For what takes less than a second on an idle machine."""
 HEALTH = {"ping_interval": 1.0, "ping_timeout": 0.5}
 CLUSTER = "voip"
+HANDSHAKE_TIMEOUT = 0.5
 SLACK = 1.0
 """What a machine may be late, in seconds, that runs other things too."""
 
@@ -45,7 +46,7 @@ async def exit_status(agent: LocalAgent) -> int:
     assert process is not None
     agent.is_ending = True
     with trio.fail_after(PATIENCE):
-        while (status := process.poll()) is None:
+        while (status := process.poll()) is None:  # noqa: ASYNC110  # a process sets no event
             await trio.sleep(0.02)
     return status
 
@@ -75,6 +76,4 @@ async def answers(fleet: Fleet, agent: LocalAgent) -> None:
 
 async def sees(fleet: Fleet, agent: LocalAgent, **wanted: str) -> None:
     """Wait until an agent sees exactly these others, each with this status."""
-    await fleet.wait(
-        lambda: agent.statuses() == wanted, f"{agent.node_id} sees {wanted}", PATIENCE
-    )
+    await fleet.wait(lambda: agent.statuses() == wanted, f"{agent.node_id} sees {wanted}", PATIENCE)

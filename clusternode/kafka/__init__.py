@@ -1,0 +1,20 @@
+"""Kafka: named connections, producers, consumers, admin, bridges and notifications.
+
+What a routes file uses is here: `from clusternode import kafka`, then `await kafka.publish(…)`.
+Specified in docs/kafka.md. The client library is imported where it is first used.
+"""
+
+from __future__ import annotations
+
+from clusternode.kafka.api import connection, kafka_publish, publish, send
+from clusternode.kafka.records import Placed, Record, Report
+
+__all__ = [
+    "Placed",
+    "Record",
+    "Report",
+    "connection",
+    "kafka_publish",
+    "publish",
+    "send",
+]

@@ -115,8 +115,9 @@ def _results_of_one(fact: DeliveryFact, view: View) -> Iterator[Finding]:
         missing = [node_id for node_id in destinations if not counted[node_id]]
         if missing and view.now > limit:
             yield limit, f"{fact.key}: no result of {', '.join(missing)}"
+        was_paused = _was_paused(view.history, fact.origin)
         for at, node_id, code in fact.results:
-            if at > limit:
+            if at > limit and not was_paused:
                 yield at, f"{fact.key}: the result {int(code)} of {node_id} came too late"
 
 

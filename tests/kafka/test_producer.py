@@ -52,7 +52,7 @@ async def test_publish_says_where_the_record_is(kafka, connect):
 async def test_fire_and_forget_reports_key_status_and_message_once(kafka, connect):
     kafka.create_topic("calls", 1)
     connection = connect(topic="calls")
-    reports = []
+    reports: list = []
 
     connection.send(None, "message", key="call-1", report=reports.append)
     await connection.producer().wait_for_reports()
@@ -156,7 +156,7 @@ async def test_a_stop_accounts_for_what_a_dead_broker_never_got(kafka, connect):
     producer = connection.producer()
     await connection.publish("calls", b"")
     kafka.kill()
-    reports = []
+    reports: list = []
     for _ in range(1000):
         connection.send("calls", b"x", report=reports.append)
 
@@ -176,7 +176,7 @@ async def test_ten_thousand_records_over_a_restart_are_all_delivered_once_asked_
     kafka.create_topic("calls", 4)
     connection = connect(enable_idempotence=True)
     producer = connection.producer()
-    reports = []
+    reports: list = []
     for number in range(10_000):
         if number == 3000:
             kafka.kill()
@@ -226,7 +226,7 @@ async def test_a_changed_section_is_used_at_the_next_use_and_the_old_client_deli
     before = connections.get("main")
     async with trio.open_nursery() as nursery:
         await nursery.start(connections.run)
-        reports = []
+        reports: list = []
         before.send("calls", b"x", report=reports.append)
 
         assert connections.reload({"main": settings(client_id="other")}) == ["main"]

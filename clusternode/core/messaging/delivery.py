@@ -149,7 +149,8 @@ class Deliveries:
         for one in outgoing:
             if one.delivery is not None:
                 self._settled.append((one.delivery, node_id, code))
-            elif one.request is not None:
+            else:
+                assert one.request is not None
                 self._finish(one.request, node_id, code)
 
     def settle(self, delivery: DeliveryId, node_id: NodeId, code: ResultCode) -> None:
@@ -268,7 +269,8 @@ class Deliveries:
         for one in settled:
             if one.delivery is not None:
                 append((one.delivery, node_id, result))
-            elif one.request is not None:
+            else:
+                assert one.request is not None
                 self._finish(one.request, node_id, result)
         return True
 

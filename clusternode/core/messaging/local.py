@@ -58,10 +58,8 @@ class LocalLoop:
 
     def forget_request(self, request: RequestId) -> None:
         """Wait no longer for the result of a request that has ended."""
-        for position, outgoing in self._asking.items():
-            if outgoing.request == request:
-                del self._asking[position]
-                return
+        for position in [one for one, out in self._asking.items() if out.request == request]:
+            del self._asking[position]
 
     def expire(self, now: Instant) -> None:
         """End the messages whose handlers take too long; requests end by their own timer."""

@@ -135,7 +135,7 @@ class Messaging:
             stream = self.deliveries.streams.get(node_id)
             if stream is not None:
                 stream.forget_request(request)
-            elif node_id == self._node_id:
+            else:
                 self.deliveries.local.forget_request(request)
 
     def _outgoing(
@@ -297,12 +297,11 @@ class Messaging:
 
     def owe_ack(self, stream: Stream, now: Instant) -> None:
         """See to it that what was taken is acknowledged: soon, or at once when it is much."""
+        key = ("ack", stream.node_id)
         if stream.is_ack_urgent:
             self.deliveries.wake(stream.node_id)
-        elif stream.is_ack_owed:
-            key = ("ack", stream.node_id)
-            if self._context.timers.deadline_of(key) is None:
-                self._context.timers.set(key, now + self._settings.ack_delay)
+        elif self._context.timers.deadline_of(key) is None:
+            self._context.timers.set(key, now + self._settings.ack_delay)
 
     def is_drained(self) -> bool:
         """Tell whether nothing is being handled here and nothing of ours waits for its result."""

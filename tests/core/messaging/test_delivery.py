@@ -279,6 +279,9 @@ def test_a_node_is_drained_when_nothing_is_handled_or_waited_for():
     a.publish("b")
     cable.pump()
     assert not b.messaging.is_drained()
+    assert not a.messaging.is_drained()
+    b.handle()
+    assert b.messaging.has_output(a.node_id)
     cable.settle()
     for half in (b, a):
         half.advance_to(half.now + 0.1)

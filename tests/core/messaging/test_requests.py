@@ -211,3 +211,20 @@ def test_two_that_ask_each_other_both_get_their_answers():
 
     assert a.ended == [mine]
     assert b.ended == [yours]
+
+
+def test_a_timer_that_comes_after_its_request_has_ended_does_nothing():
+    a, _, _ = joined()
+    request = a.ask("b", "a")
+    a.cancel(request)
+    a.do(a.messaging.request_timed_out, request)
+
+    assert not a.finished
+
+
+def test_a_member_that_is_gone_finishes_no_request_that_did_not_ask_it():
+    half = Half("a")
+    request = half.ask("a")
+    half.gone("b")
+
+    assert request not in half.finished

@@ -57,6 +57,7 @@ from clusternode.core.wire.messages import (
     Message,
     Ping,
     Pong,
+    Proof,
     Record,
     Records,
     Reply,
@@ -290,9 +291,14 @@ class Node:
             List: self._when_open(membership.exchange.list_untrusted),
             Want: self._when_open(membership.exchange.want_untrusted),
             Close: membership.closed_by_peer_untrusted,
-            Hello: lambda link, hello, now: membership.misbehaved(link, "a second HELLO", now),
+            Hello: self._too_late,
+            Proof: self._too_late,
             Unknown: lambda link, unknown, now: self._context.count("unknown_types"),
         }
+
+    def _too_late(self, link: Link, message: WireMessage, now: Instant) -> None:
+        name = type(message).__name__
+        self._membership.misbehaved(link, f"{name} after the handshake", now)
 
     def _when_open(
         self, handler: Callable[[Link, Any, Instant], None]

@@ -70,6 +70,10 @@ def record_of(node_id: str, incarnation: int = 1, version: int = 1, **changes: A
     return Record(NodeId(node_id), Incarnation(incarnation), version, address, **changes)
 
 
+def ids(*names: str) -> list[NodeId]:
+    return [NodeId(name) for name in names]
+
+
 class Lone:
     """The node n5, whose peers are the test's: n1 is smaller and decides, n9 is larger."""
 

@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clusternode.core.effects import Dial, LeaveFinished
+from clusternode.core.effects import Asked, Fanout, LeaveFinished, Settle
 from clusternode.core.inputs import (
     AddMember,
+    Answer,
+    Ask,
     ChangeStatus,
-    Connected,
     DialFailed,
     DialFailure,
     Disconnected,
     FramesReceived,
+    Input,
     Lagged,
     Leave,
+    Publish,
     RemoveMember,
     Resolved,
     ResolvedAddress,
-    TimePassed,
     WriteReady,
 )
 from clusternode.core.membership.digest import digest_of_record
 from clusternode.core.membership.discovery import ADDRESSES_OF_NODE_MAX, TargetState
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.links import Phase
-from clusternode.core.node import Node
+from clusternode.core.node import _POSITIONED, Node
 from clusternode.core.settings import DiscoverySettings, HealthSettings
-from clusternode.core.types import Address, NodeId
+from clusternode.core.types import (
+    Address,
+    ChannelName,
+    DeliveryId,
+    NodeId,
+    RequestId,
+    ResultCode,
+    Tag,
+)
 from clusternode.core.wire import limits
 from clusternode.core.wire.messages import (
     Ack,
     Close,
     CloseReason,
-    Hello,
     List,
     ListEntry,
     Message,
@@ -50,10 +59,13 @@ from clusternode.core.wire.messages import (
     Run,
     Unknown,
     Want,
+    WireMessage,
 )
-from tests.core.harness import Lone, address_of, hello_of, record_of
+from tests.core.harness import Lone, address_of, hello_of, ids, record_of
 
-ids = st.sampled_from(["n1", "n2", "n5", "n8", "n9"])
+CHANNEL = ChannelName("ch")
+
+node_ids = st.sampled_from(["n1", "n2", "n5", "n8", "n9"])
 connections = st.integers(1, 8)
 small = st.sampled_from([0, 1, 2, 3, 100, 101, limits.COUNT_MAX - 1, limits.COUNT_MAX])
 addresses = st.builds(
@@ -67,7 +79,7 @@ records = st.builds(
     lambda node_id, incarnation, version, address, left, silent: record_of(
         node_id, incarnation, version, address=str(address), left=left, silent_for=silent
     ),
-    ids,
+    node_ids,
     small,
     small,
     addresses,
@@ -81,16 +93,16 @@ messages = st.one_of(
     st.builds(Pong, st.integers(0, 12), small),
     st.builds(Ack, small),
     st.builds(Records, st.lists(records, max_size=3)),
-    st.builds(List, st.lists(st.builds(ListEntry, ids, small, small, silences), max_size=4)),
-    st.builds(Want, st.lists(ids, max_size=4)),
-    st.builds(lambda: Message("ch", "text/plain", b"x", 1)),
-    st.builds(lambda: Request("ch", "text/plain", b"x", "tag", 5.0)),
-    st.builds(lambda: Reply("tag", "text/plain", b"x")),
+    st.builds(List, st.lists(st.builds(ListEntry, node_ids, small, small, silences), max_size=4)),
+    st.builds(Want, st.lists(node_ids, max_size=4)),
+    st.builds(lambda: Message(ChannelName("ch"), "text/plain", b"x", 1)),
+    st.builds(lambda: Request(ChannelName("ch"), "text/plain", b"x", Tag("tag"), 5.0)),
+    st.builds(lambda: Reply(Tag("tag"), "text/plain", b"x")),
     st.builds(
         lambda first, code: Results([Run(first, first, code)]), small.filter(bool), st.just(200)
     ),
     st.builds(Unknown, st.integers(0, 30)),
-    st.builds(hello_of, ids),
+    st.builds(hello_of, node_ids),
 )
 inputs = st.one_of(
     st.builds(FramesReceived, connections, st.lists(messages, max_size=5)),
@@ -105,8 +117,8 @@ inputs = st.one_of(
         small,
     ),
     st.builds(AddMember, addresses | st.just(Address("srv", "example.net", 0))),
-    st.builds(RemoveMember, ids),
-    st.builds(ChangeStatus, ids, st.sampled_from(["active", "not_active", "disabled"])),
+    st.builds(RemoveMember, node_ids),
+    st.builds(ChangeStatus, node_ids, st.sampled_from(["active", "not_active", "disabled"])),
     st.builds(Lagged, st.floats(0, 10)),
     st.builds(
         Resolved,
@@ -119,8 +131,8 @@ inputs = st.one_of(
 )
 steps = st.one_of(
     inputs.map(lambda one: ("feed", one)),
-    st.tuples(st.just("connect"), ids, small, st.none() | addresses),
-    st.tuples(st.just("open"), ids, st.integers(1, 3), st.none() | addresses),
+    st.tuples(st.just("connect"), node_ids, small, st.none() | addresses),
+    st.tuples(st.just("open"), node_ids, st.integers(1, 3), st.none() | addresses),
     st.tuples(st.just("pass"), st.sampled_from([0.0, 0.3, 2.1, 7.0, 100.0])),
     st.tuples(st.just("pong"), connections),
 )
@@ -197,7 +209,6 @@ def check_targets(node: Node) -> None:
             assert node._links.of(target.node_id)
     for node_id, owned in discovery._of_node.items():
         assert all(discovery._targets[address].node_id == node_id for address in owned)
-        assert 0 < len([one for one in owned if not discovery._targets[one].names]) + 1
         assert len(owned) <= ADDRESSES_OF_NODE_MAX + 4  # notification addresses are kept beyond
 
 
@@ -231,3 +242,69 @@ def test_nothing_that_happens_to_a_node_raises_or_leaves_it_in_disorder(story, i
         live(lone, step)
     lone.pass_time(1.0)
     assert lone.effects_of(LeaveFinished)
+
+
+def test_every_message_and_every_input_has_a_handler():
+    node = Lone().node
+
+    assert set(node._messages) | _POSITIONED == set(get_args(WireMessage))
+    assert set(node._inputs) == set(get_args(Input))
+
+
+def test_a_broadcast_goes_to_everyone_that_has_not_left_but_the_excluded():
+    lone = Lone()
+    for node_id in ("n1", "n8", "n9"):
+        lone.open(node_id)
+    gone = lone.open("n2")
+    lone.receive(gone, Records([record_of("n2", 1, 2, left=True)]))
+    lone.feed(Publish(DeliveryId(1), CHANNEL, b"x", excluded=ids("n8")))
+    lone.feed(Publish(DeliveryId(2), CHANNEL, b"x", destinations=ids("n9", "n9", "n4")))
+
+    fanouts = [fanout.destinations for fanout in lone.effects_of(Fanout)]
+    assert fanouts == [["n1", "n9"], ["n9", "n4"]]
+    settled = [result for settle in lone.effects_of(Settle) for result in settle.results]
+    assert settled == [(2, "n4", ResultCode.UNAVAILABLE)]
+
+
+def test_a_request_asks_everyone_and_ourselves_only_if_told_so():
+    lone = Lone()
+    lone.open("n9")
+    for number, include_self in ((1, False), (2, True)):
+        tag = Tag(f"t{number}")
+        lone.feed(Ask(RequestId(number), CHANNEL, b"x", tag, 5.0, include_self=include_self))
+
+    assert [asked.node_ids for asked in lone.effects_of(Asked)] == [["n9"], ["n9", "n5"]]
+
+
+def test_a_reply_to_an_active_member_is_sent_to_it():
+    lone = Lone()
+    connection = lone.open("n9")
+    lone.feed(Answer(DeliveryId(1), NodeId("n9"), Tag("t"), b"here"))
+    lone.feed(Answer(DeliveryId(2), NodeId("n4"), Tag("t"), b"here"))
+
+    assert len(lone.of_type(Reply, connection)) == 1
+    settled = [result for settle in lone.effects_of(Settle) for result in settle.results]
+    assert settled == [(2, "n4", ResultCode.UNAVAILABLE)]
+
+
+def test_what_was_taken_is_acknowledged_a_moment_later():
+    lone = Lone()
+    connection = lone.open("n9")
+    lone.receive(connection, Message(CHANNEL, "text/plain", b"x", 1))
+    assert not lone.of_type(Ack, connection)
+    lone.pass_time(0.03)
+
+    assert lone.of_type(Ack, connection) == [Ack(1)]
+
+
+def test_an_acknowledgement_is_not_written_to_a_connection_given_up_at_the_same_wake_up():
+    lone = Lone()
+    connection = lone.connect("n9")
+    lone.receive(connection, Resume(0, 1))  # extends its ping, once, to 4 s
+    lone.pass_time(3.99)
+    lone.receive(connection, Message(CHANNEL, "text/plain", b"x", 1))
+    lone.now += 0.5
+    lone.feed(TimePassed())
+
+    assert connection in lone.closed
+    assert not lone.of_type(Ack, connection)

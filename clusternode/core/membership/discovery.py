@@ -148,9 +148,7 @@ class Discovery:
 
     def reset_backoff(self, address: Address) -> None:
         """Take note that there is news from an address: it may have come back."""
-        target = self._targets.get(address)
-        if target is not None:
-            target.failures = 0
+        self._targets[address].failures = 0
 
     def _bind(self, target: Target, node_id: NodeId) -> None:
         if target.node_id == node_id:
@@ -240,8 +238,7 @@ class Discovery:
         target = self._targets.get(address)
         if target is not None and target.state is TargetState.DIALING:
             target.state = TargetState.WAITING
-            if not self._is_parked(target):
-                self._schedule(address, now + self._settings.redial_max)
+            self._schedule(address, now + self._settings.redial_max)
 
     def disconnected(self, node_id: NodeId, now: Instant, delay: Seconds) -> None:
         """A node has no connection any more: dial its addresses when `delay` is over."""
@@ -368,15 +365,8 @@ class Discovery:
         ordered: list[Address] = []
         while rest:
             group = [one for one in rest if one.priority == rest[0].priority]
-            chosen = group[0]
-            total = sum(one.weight for one in group)
-            if total > 0:
-                mark = self._context.rng.uniform(0.0, total)
-                for one in group:
-                    mark -= one.weight
-                    if mark <= 0:
-                        chosen = one
-                        break
+            weights = [one.weight for one in group]
+            chosen = self._context.rng.choices(group, weights)[0] if any(weights) else group[0]
             rest.remove(chosen)
             if chosen.address not in ordered:
                 ordered.append(chosen.address)

@@ -135,9 +135,8 @@ class Keepalive:
 
     def postpone(self, node_id: NodeId, now: Instant) -> None:
         """Give an open ping its full time again: we have not even begun to dial."""
-        ping = self._open.get(node_id)
-        if ping is not None:
-            self._move(node_id, ping, now + self._context.settings.health.ping_timeout)
+        timeout = self._context.settings.health.ping_timeout
+        self._move(node_id, self._open[node_id], now + timeout)
 
     def lagged(self, now: Instant) -> None:
         """Give every open ping its full time again: it was we who stood still."""
@@ -157,9 +156,7 @@ class Keepalive:
 
     def timed_out(self, node_id: NodeId, now: Instant) -> bool:
         """Take the deadline of the open ping; tells whether the ping failed."""
-        ping = self._open.get(node_id)
-        if ping is None or now < ping.deadline:
-            return False
+        ping = self._open[node_id]
         link = self._links.open_to(node_id)
         if link is not None and self._is_draining(link, ping):
             self._move(node_id, ping, now + self._context.settings.health.ping_timeout)

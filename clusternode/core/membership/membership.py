@@ -245,8 +245,6 @@ class Membership:
         self._unbind(link, now)
         if link.phase is Phase.OPEN:
             for other in self.links.of(node_id):
-                if self.links.get(other.connection) is not other:
-                    continue
                 if other.phase is Phase.PROVING:
                     self._accept(other, now)
                 else:
@@ -352,6 +350,8 @@ class Membership:
             self._dial_member(row, now)
 
     def ping_timed_out(self, node_id: NodeId, now: Instant) -> None:
+        if not self.keepalive.is_open(node_id):
+            return  # it was answered or forgotten at the same wake-up
         if not self.links.is_open_to(node_id) and self.discovery.is_queued(node_id):
             self.keepalive.postpone(node_id, now)
         elif self.keepalive.timed_out(node_id, now):
@@ -429,7 +429,7 @@ class Membership:
 
     def _dial_member(self, row: Row, now: Instant, delay: Seconds = 0.0) -> None:
         address = address_of_untrusted(row.record.address)
-        if address is not None and not row.is_linked:
+        if address is not None:
             self.discovery.learn(address, row.record.node_id, row.silent_since)
             self.discovery.dial_soon(address, now, delay)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clusternode.core.effects import Disconnect
+from clusternode.core.effects import Disconnect, Write
 from clusternode.core.events import DuplicateId, PeerMisbehaved
 from clusternode.core.inputs import (
     Disconnected,
@@ -14,7 +14,7 @@ from clusternode.core.inputs import (
 )
 from clusternode.core.membership.links import CONTROL_BYTES_MAX, WAITING_LINKS_MAX
 from clusternode.core.settings import DiscoverySettings
-from clusternode.core.types import ChannelName, DeliveryId
+from clusternode.core.types import ChannelName, ConnectionId, DeliveryId, Incarnation, NodeId
 from clusternode.core.wire.messages import (
     Ack,
     Close,
@@ -23,16 +23,20 @@ from clusternode.core.wire.messages import (
     Message,
     Ping,
     Pong,
+    Proof,
     Record,
     Records,
+    Results,
     Resume,
+    Run,
     Unknown,
     Want,
+    WireMessage,
 )
-from tests.core.harness import Lone, address_of, hello_of, record_of
+from tests.core.harness import Lone, address_of, hello_of, ids, record_of
 
 
-def closed_for(lone: Lone, connection) -> int | None:
+def closed_for(lone: Lone, connection: ConnectionId) -> int | None:
     close = lone.closed[connection]
     return None if close is None else close.reason
 
@@ -151,15 +155,16 @@ def test_a_resume_with_impossible_positions_is_a_fault():
 
 
 def test_nothing_but_resume_and_close_may_come_before_the_connection_is_open():
-    messages = [
+    messages: list[WireMessage] = [
         Ping(1, 1),
         Pong(1, 1),
         Ack(1),
         Records([]),
         List([]),
         Want([]),
-        Message("ch", "text/plain", b"", 1),
+        Message(ChannelName("ch"), "text/plain", b"", 1),
         hello_of("n1"),
+        Proof(b""),
     ]
     for message in messages:
         lone = Lone()
@@ -247,10 +252,13 @@ def test_a_write_takes_control_frames_up_to_its_size_and_then_data():
     digest = lone.node.snapshot(lone.now).digest
     for number in range(3):
         lone.feed(FramesReceived(connection, [Ping(number, digest)]))
-    (write,) = lone.node.step(lone.now, WriteReady(connection, 65))
-    assert [frame.message.number for frame in write.frames] == [0, 1]
-    (write,) = lone.node.step(lone.now, WriteReady(connection, 65536))
-    assert [frame.message.number for frame in write.frames] == [2]
+    written = []
+    for size in (65, 65536):
+        (write,) = lone.node.step(lone.now, WriteReady(connection, size))
+        assert isinstance(write, Write)
+        pongs = [frame.message for frame in write.frames]
+        written.append([pong.number for pong in pongs if isinstance(pong, Pong)])
+    assert written == [[0, 1], [2]]
     assert link.control_bytes == 0
 
 
@@ -263,7 +271,7 @@ def test_a_peer_that_asks_without_reading_gets_no_more_answers():
     tags = tuple((f"k{index:02}", "x" * 250) for index in range(64))
     lone.receive(connection, Records([record_of("n1", 1, 2, tags=tags)]))
     for _ in range(CONTROL_BYTES_MAX // 16_000 + 1):
-        lone.receive(connection, Want(["n1"]))
+        lone.receive(connection, Want(ids("n1")))
 
     assert link.control_bytes <= CONTROL_BYTES_MAX
     assert lone.count("control_frames_dropped") > 0
@@ -283,11 +291,13 @@ def test_what_comes_for_a_forgotten_connection_is_harmless():
 def test_what_precedes_a_close_is_taken_and_a_fault_in_it_ends_the_read():
     lone = Lone()
     connection = lone.open("n1")
-    lone.receive(connection, Message("ch", "t/p", b"", 1), Close(CloseReason.BYE))
+    lone.receive(connection, Message(ChannelName("ch"), "t/p", b"", 1), Close(CloseReason.BYE))
     assert connection not in lone.closed
 
     other = lone.connect("n2")
-    lone.receive(other, Message("ch", "t/p", b"", 1), Close(CloseReason.BYE), Ping(1, 1))
+    lone.receive(
+        other, Message(ChannelName("ch"), "t/p", b"", 1), Close(CloseReason.BYE), Ping(1, 1)
+    )
     assert closed_for(lone, other) == CloseReason.PROTOCOL_ERROR
 
 
@@ -295,7 +305,14 @@ def test_a_full_table_refuses_newcomers_but_makes_room_by_forgetting_who_left():
     lone = Lone()
     seed = lone.open("n1")
     many = [
-        Record(f"x{index}", 1, 1, "tcp://10.1.0.1:1", left=index == 7, silent_for=5.0)
+        Record(
+            NodeId(f"x{index}"),
+            Incarnation(1),
+            1,
+            "tcp://10.1.0.1:1",
+            left=index == 7,
+            silent_for=5.0,
+        )
         for index in range(4094)
     ]
     lone.receive(seed, Records(many))
@@ -443,3 +460,55 @@ def test_a_connection_whose_timer_is_due_when_it_has_just_opened_stays():
 
     assert closed_for(lone, old) == CloseReason.REPLACED
     assert lone.is_open("n1")
+
+
+def test_of_two_newcomers_that_wait_for_one_silent_process_the_later_stays():
+    lone = Lone(discovery=DiscoverySettings(handshake_timeout=2.01))
+    lone.open("n9", 1)
+    first, second = lone.connect("n9", 2), lone.connect("n9", 2)
+    lone.now += 2.02  # a late wake-up: the time of both newcomers is over as well
+    lone.feed(TimePassed())
+
+    assert closed_for(lone, first) == CloseReason.DUPLICATE_CONNECTION
+    assert closed_for(lone, second) == CloseReason.HANDSHAKE_TIMEOUT
+
+
+def test_a_larger_incarnation_of_ours_is_said_to_newcomers_too():
+    lone = Lone()
+    old = lone.open("n9", 1)
+    newcomers = [lone.connect("n9", 2), lone.connect("n9", 2)]
+    lone.receive(old, Records([record_of("n5", 200, 1)]))
+
+    assert all(connection in lone.closed for connection in (old, *newcomers))
+
+
+def test_of_two_connections_that_wait_the_end_of_one_dials_nobody():
+    lone = Lone()
+    opened = lone.open("n1", address="nowhere")
+    lone.feed(Disconnected(opened))
+    first = lone.connect("n1")
+    lone.connect("n1")
+    lone.feed(Disconnected(first))
+    lone.pass_time(1.0)
+
+    assert not lone.dials
+
+
+def test_a_member_that_left_is_forgotten_with_the_last_of_its_connections():
+    lone = Lone()
+    opened, waiting = lone.open("n1"), lone.connect("n1")
+    lone.receive(opened, Records([record_of("n1", 1, 2, left=True)]))
+    lone.feed(Disconnected(opened))
+    assert "n1" in lone.node._messaging.deliveries.streams
+
+    lone.feed(Disconnected(waiting))
+    lone.pass_time(60.0)
+    assert not lone.dials
+
+
+def test_data_that_breaks_the_protocol_ends_the_connection():
+    lone = Lone()
+    connection = lone.open("n1")
+    lone.receive(connection, Results([Run(5, 5, 200)]))
+
+    assert closed_for(lone, connection) == CloseReason.PROTOCOL_ERROR

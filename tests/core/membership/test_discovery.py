@@ -13,6 +13,7 @@ from clusternode.core.inputs import (
     RemoveMember,
     Resolved,
     ResolvedAddress,
+    TimePassed,
 )
 from clusternode.core.membership.discovery import (
     ADDRESSES_OF_NODE_MAX,
@@ -82,7 +83,7 @@ def test_at_most_so_many_dials_start_within_any_second():
     lone = Lone(discovery=DiscoverySettings(dials_per_second=20.0))
     for number in range(60, 160):
         lone.feed(AddMember(address_of(f"n{number}")))
-    starts = []
+    starts: list[float] = []
     while len(lone.dials) < 100:
         lone.pass_time(0.05)
         starts += [lone.now] * (len(lone.dials) - len(starts))
@@ -223,7 +224,7 @@ def test_a_member_behind_a_name_is_protected_though_another_address_of_it_is_in_
     silent = lone.open("n2")
     members = {one.node_id: one for one in lone.node.snapshot(lone.now).members}
 
-    assert members["n1"].notification and members["n2"].notification
+    assert members[NodeId("n1")].notification and members[NodeId("n2")].notification
     assert silent not in lone.closed
 
 
@@ -337,3 +338,52 @@ def test_numeric_addresses_need_no_look_up():
     assert is_numeric(Address("tls", "2001:db8::1", 1))
     assert not is_numeric(NAME)
     assert not is_numeric(SRV)
+
+
+def test_a_name_that_stands_for_a_connected_node_dials_nobody():
+    lone = named()
+    lone.open("n1")
+    resolve(lone, A)
+
+    assert not lone.dials
+    assert state_of(lone, A) == "connected"
+
+
+def test_ourselves_at_an_address_that_was_forgotten_meanwhile_is_harmless():
+    lone = Lone()
+    own = lone.connect("n5", 100, dialed=C, nonce=b"n5".ljust(16))
+
+    assert lone.closed[own] is None
+
+
+def test_the_address_that_a_removed_member_had_moved_to_is_dialled():
+    lone = Lone()
+    connection = lone.open("n9")
+    lone.receive(connection, Records([record_of("n9", 1, 2, address=str(C))]))
+    lone.feed(RemoveMember(NodeId("n9")))
+    lone.pass_time(6.0)
+
+    assert C in lone.dials
+
+
+def test_an_address_is_not_dialled_at_the_wake_up_that_forgets_it():
+    lone = Lone(discovery=DiscoverySettings(forget_after=4.0))  # looked after every second
+    seed = lone.open("n1")
+    lone.pass_time(6.3, answers=(seed,))
+    lone.receive(seed, Records([record_of("n2", silent_for=3.5)]))
+    lone.now += 1.05  # forgotten after 0.7 s, to be dialled after 1 s
+    lone.feed(TimePassed())
+
+    assert not lone.dials
+    assert lone.status("n2") is None
+
+
+def test_an_address_that_nobody_answers_at_is_forgotten():
+    lone = Lone(discovery=DiscoverySettings(forget_after=12.0))
+    seed = lone.open("n1")
+    lone.receive(seed, Records([record_of("n9")]))
+    for _ in range(20):
+        lone.pass_time(1.3, answers=(seed,))
+        refuse(lone, address_of("n9"))
+
+    assert ("dial", address_of("n9")) not in lone.node._context.timers

@@ -8,6 +8,7 @@ from clusternode.core.effects import Persist, Withdraw
 from clusternode.core.events import DuplicateId
 from clusternode.core.inputs import DialFailed, DialFailure, Leave
 from clusternode.core.settings import DiscoverySettings
+from clusternode.core.types import Incarnation, NodeId
 from clusternode.core.wire.limits import COUNT_MAX
 from clusternode.core.wire.messages import Close, CloseReason, List, ListEntry, Records, Resume
 from tests.core.harness import Lone, address_of, record_of
@@ -125,7 +126,7 @@ def test_a_newer_version_of_our_own_record_is_refuted_above_it_but_not_more_than
     (said,) = lone.of_type(Records, connection)
     assert said.records[0].version == 10
     lone.pass_time(1.0)
-    lone.receive(connection, List([ListEntry("n5", 100, 20, 0.0)]))
+    lone.receive(connection, List([ListEntry(NodeId("n5"), Incarnation(100), 20, 0.0)]))
     assert lone.of_type(Records, connection)[-1].records[0].version == 21
 
 
@@ -151,7 +152,15 @@ def test_older_records_of_ours_are_ignored():
     connection = lone.open("n9")
     lone.sent.clear()
     lone.receive(connection, Records([record_of("n5", 99, 50)]))
-    lone.receive(connection, List([ListEntry("n5", 100, 1, 0.0), ListEntry("n9", 1, 1, 0.0)]))
+    lone.receive(
+        connection,
+        List(
+            [
+                ListEntry(NodeId("n5"), Incarnation(100), 1, 0.0),
+                ListEntry(NodeId("n9"), Incarnation(1), 1, 0.0),
+            ]
+        ),
+    )
 
     assert not lone.sent[connection]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from clusternode.core.events import NodeStateChanged, PeerRemoved, RecordChanged
-from clusternode.core.inputs import Disconnected, RemoveMember
+from clusternode.core.inputs import Disconnected, RemoveMember, TimePassed
 from clusternode.core.settings import DiscoverySettings
-from clusternode.core.types import NodeId
+from clusternode.core.types import Incarnation, NodeId
 from clusternode.core.wire.limits import ENTRIES_MAX
-from clusternode.core.wire.messages import List, ListEntry, Ping, Record, Records, Want
-from tests.core.harness import Lone, address_of, record_of
+from clusternode.core.wire.messages import List, ListEntry, Ping, Record, Records, Resume, Want
+from tests.core.harness import Lone, address_of, ids, record_of
 
 
 def entry_of(node_id: str, incarnation: int = 1, version: int = 1, silent_for: float = 0.0):
-    return ListEntry(NodeId(node_id), incarnation, version, silent_for)
+    return ListEntry(NodeId(node_id), Incarnation(incarnation), version, silent_for)
 
 
 def test_a_learned_member_is_dialled_at_once_and_raises_nothing_until_it_answers():
@@ -128,7 +128,7 @@ def test_a_list_is_answered_with_what_is_lacking_and_what_is_wanted():
 
     (records,) = lone.of_type(Records, seed)
     assert [(one.node_id, one.silent_for) for one in records.records] == [("n5", 0), ("n8", 9)]
-    assert lone.of_type(Want, seed) == [Want(["n9"])]
+    assert lone.of_type(Want, seed) == [Want(ids("n9"))]
 
 
 def test_nothing_is_asked_about_a_member_that_speaks_for_itself():
@@ -139,7 +139,7 @@ def test_nothing_is_asked_about_a_member_that_speaks_for_itself():
     lone.receive(owner, List([entry_of("n9", 1, 8)]))
 
     assert not lone.of_type(Want, seed)
-    assert lone.of_type(Want, owner) == [Want(["n9"])]
+    assert lone.of_type(Want, owner) == [Want(ids("n9"))]
 
 
 def test_no_more_is_wanted_than_there_is_room_for():
@@ -156,7 +156,7 @@ def test_wanted_records_are_sent_once_each_and_only_those_there_are():
     bare = lone.connect("n9")  # has not sent its record
     lone.receive(bare, *[])
     lone.sent.clear()
-    lone.receive(seed, Want(["n5", "n5", "n1", "n9", "n4"]))
+    lone.receive(seed, Want(ids("n5", "n5", "n1", "n9", "n4")))
 
     (records,) = lone.of_type(Records, seed)
     assert [one.node_id for one in records.records] == ["n5", "n1"]
@@ -181,7 +181,7 @@ def test_silence_is_the_shortest_that_anybody_knows_of():
     lone.receive(seed, List([entry_of("n9", silent_for=20.0)]))
     lone.receive(seed, List([entry_of("n9", silent_for=50.0)]))
     lone.sent.clear()
-    lone.receive(seed, Want(["n9"]))
+    lone.receive(seed, Want(ids("n9")))
 
     assert lone.of_type(Records, seed)[0].records[0].silent_for == 20.0
 
@@ -221,7 +221,7 @@ def test_a_protected_member_silent_too_long_is_kept_but_told_to_nobody():
     assert lone.status("n9") == "not_active"
     assert lone.node.snapshot(lone.now).digest == alone
     lone.sent.clear()
-    lone.receive(seed, Want(["n9"]), List([]))
+    lone.receive(seed, Want(ids("n9")), List([]))
     assert all(one.node_id != "n9" for one in lone.of_type(Records, seed)[0].records)
 
     lone.receive(seed, List([entry_of("n9", 1, 1, 5.0)]))
@@ -232,9 +232,43 @@ def test_a_large_table_is_sent_in_frames_that_others_take():
     lone = Lone()
     seed = lone.open("n1")
     tags = tuple((f"k{index:02}", "x" * 250) for index in range(64))
-    many = [Record(NodeId(f"x{i}"), 1, 1, "tcp://10.1.0.1:1", tags) for i in range(100)]
+    many = [
+        Record(NodeId(f"x{i}"), Incarnation(1), 1, "tcp://10.1.0.1:1", tags) for i in range(100)
+    ]
     lone.receive(seed, Records(many))
     lone.sent.clear()
     lone.receive(seed, List([]))
 
     assert len(lone.of_type(Records, seed)) > 1
+
+
+def test_who_is_forgotten_at_a_late_wake_up_is_neither_pinged_nor_counted_as_failed():
+    lone = Lone(discovery=DiscoverySettings(forget_after=1.0))
+    lone.feed(Disconnected(lone.open("n9")))
+    lone.now += 30.0  # its next ping, and the end of the open one, are over too
+    lone.feed(TimePassed())
+
+    assert lone.count("pings_failed") == 0
+    assert not lone.node._membership.members.rows
+
+
+def test_who_is_connecting_is_not_forgotten():
+    lone = Lone(discovery=DiscoverySettings(forget_after=4.0))
+    lone.feed(Disconnected(lone.open("n1")))
+    lone.pass_time(3.5)
+    waiting = lone.connect("n1")
+    lone.pass_time(1.0)
+    lone.receive(waiting, Resume(0, 1))
+
+    assert lone.is_open("n1")
+    assert lone.node._membership.members.rows[NodeId("n1")].record.version == 1
+
+
+def test_a_member_whose_address_cannot_be_dialled_is_waited_for():
+    lone = Lone()
+    connection = lone.open("n9", address="nowhere")
+    lone.receive(connection, Records([record_of("n9", 1, 2, address="nowhere")]))
+    lone.feed(Disconnected(connection))
+    lone.pass_time(6.0)
+
+    assert not lone.dials

@@ -62,4 +62,6 @@ class Leaving:
         self._context.timers.cancel(("leave",))
         for link in self._membership.links.every():
             self._membership.links.close(link, CloseReason.BYE, "leaving")
+        self._messaging.abandon_all()
+        self._messaging.flush()
         self._context.effects.append(LeaveFinished())

@@ -24,6 +24,7 @@ from clusternode.core.inputs import (
     RemoveMember,
     Resolved,
     ResolvedAddress,
+    TimePassed,
     WriteReady,
 )
 from clusternode.core.membership.digest import digest_of_record

@@ -16,7 +16,7 @@ import attrs
 from clusternode.core.context import Context
 from clusternode.core.effects import Disconnect, OutputReady
 from clusternode.core.inputs import Connected
-from clusternode.core.types import Address, ConnectionId, Instant, NodeId
+from clusternode.core.types import Address, ConnectionId, Incarnation, Instant, NodeId
 from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.limits import MIB
 from clusternode.core.wire.messages import Close, CloseReason, Frame, Hello, Resume, WireMessage
@@ -78,6 +78,7 @@ class StreamsOfLinks(Protocol):
     def gone(self, node_id: NodeId) -> None: ...
     def disabled(self, node_id: NodeId) -> None: ...
     def position_mark(self, node_id: NodeId) -> int: ...
+    def renumbered(self, incarnation: Incarnation) -> None: ...
 
 
 class Links:

@@ -313,8 +313,7 @@ class Membership:
         self.memory.persist(now)
         for link in self.links.every():
             self._drop(link, CloseReason.BYE, now, "a larger incarnation follows")
-        for node_id in list(self.members.rows):
-            self._streams.gone(node_id)
+        self._streams.renumbered(self.members.own.incarnation)
 
     def _found_other(self, link: Link, now: Instant) -> None:
         """Where we dialled one node and found another, the one expected there is not there."""

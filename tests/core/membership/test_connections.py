@@ -482,16 +482,14 @@ def test_a_larger_incarnation_of_ours_is_said_to_newcomers_too():
     assert all(connection in lone.closed for connection in (old, *newcomers))
 
 
-def test_of_two_connections_that_wait_the_end_of_one_dials_nobody():
+def test_of_two_connections_that_wait_the_end_of_one_leaves_the_other():
     lone = Lone()
-    opened = lone.open("n1", address="nowhere")
-    lone.feed(Disconnected(opened))
-    first = lone.connect("n1")
-    lone.connect("n1")
+    lone.feed(Disconnected(lone.open("n1")))
+    first, second = lone.connect("n1"), lone.connect("n1")
     lone.feed(Disconnected(first))
-    lone.pass_time(1.0)
+    lone.receive(second, Resume(0, 1))
 
-    assert not lone.dials
+    assert lone.is_open("n1")
 
 
 def test_a_member_that_left_is_forgotten_with_the_last_of_its_connections():

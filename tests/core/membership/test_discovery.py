@@ -387,3 +387,14 @@ def test_an_address_that_nobody_answers_at_is_forgotten():
         refuse(lone, address_of("n9"))
 
     assert ("dial", address_of("n9")) not in lone.node._context.timers
+
+
+def test_a_dial_that_fails_after_its_node_has_connected_by_itself_changes_nothing():
+    lone = Lone(discovery=DiscoverySettings(notification_addresses=(A,)))
+    lone.pass_time(0.0)
+    connection = lone.open("n1")
+    lone.feed(DialFailed(A, DialFailure.TIMEOUT))
+    lone.pass_time(6.0, answers=(connection,))
+
+    assert lone.dials == [A]
+    assert not lone.events_of(AddressUnreachable)

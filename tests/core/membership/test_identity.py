@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from clusternode.core.effects import Persist, Withdraw
+from clusternode.core.effects import Persist, Settle, Withdraw
 from clusternode.core.events import DuplicateId
-from clusternode.core.inputs import DialFailed, DialFailure, Leave
+from clusternode.core.inputs import DialFailed, DialFailure, Leave, Publish
 from clusternode.core.settings import DiscoverySettings
-from clusternode.core.types import Incarnation, NodeId
+from clusternode.core.types import ChannelName, DeliveryId, Incarnation, NodeId, ResultCode
 from clusternode.core.wire.limits import COUNT_MAX
-from clusternode.core.wire.messages import Close, CloseReason, List, ListEntry, Records, Resume
+from clusternode.core.wire.messages import (
+    Close,
+    CloseReason,
+    List,
+    ListEntry,
+    Message,
+    Records,
+    Resume,
+)
 from tests.core.harness import Lone, address_of, record_of
 
 SEED = address_of("n1")
@@ -165,10 +173,15 @@ def test_older_records_of_ours_are_ignored():
     assert not lone.sent[connection]
 
 
-def test_resuming_after_a_larger_incarnation_begins_at_the_first_position():
+def test_what_was_sent_under_the_old_incarnation_is_not_sent_again_under_the_new_one():
     lone = Lone()
     connection = lone.open("n9")
+    lone.feed(Publish(DeliveryId(1), ChannelName("ch"), b"x"))
     lone.receive(connection, Records([record_of("n5", 200, 1)]))
-    again = lone.connect("n9")
+    (settle,) = lone.effects_of(Settle)
+    assert settle.results == [(1, "n9", ResultCode.TIMEOUT)]
 
-    assert lone.of_type(Resume, again)[0].first_held == 1
+    again = lone.connect("n9")
+    lone.receive(again, Resume(0, 1))
+    assert lone.is_open("n9")
+    assert not lone.of_type(Message, again)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clusternode.core.effects import LeaveFinished, Persist
+from clusternode.core.effects import LeaveFinished, Persist, Settle
 from clusternode.core.events import LoopLagged, NodeStateChanged, PeerLeft, StateNotWritten
 from clusternode.core.inputs import (
     ChangeStatus,
@@ -436,3 +436,15 @@ def test_a_peer_whose_digest_is_ours_is_sent_no_list():
 
     assert lone.of_type(Pong, connection) == [Pong(5, digest)]
     assert not lone.of_type(List, connection)
+
+
+def test_every_result_that_is_still_awaited_is_given_before_leaving_ends():
+    lone = Lone()
+    lone.open("n9")
+    lone.feed(Publish(DeliveryId(1), ChannelName("ch"), b"x"))
+    lone.feed(Leave())
+    lone.pass_time(0.5)
+
+    settle, finished = lone.effects_of(Settle)[-1], lone.effects_of(LeaveFinished)[-1]
+    assert settle.results[0][:2] == (1, "n9")
+    assert lone.effects.index(settle) < lone.effects.index(finished)

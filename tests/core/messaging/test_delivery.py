@@ -345,3 +345,18 @@ def test_a_message_to_ourselves_that_is_handled_for_too_long_is_a_timeout():
     half.advance_to(half.now + 30)
 
     assert codes(half, first, second, node_id="a") == [[TIMEOUT], [OK]]
+
+
+def test_what_was_not_written_in_time_ends_each_at_its_own_time():
+    a, _, _ = narrow()
+    early = a.publish("b")
+    request = a.ask("b", timeout=100.0)
+    a.advance_to(a.now + 1)
+    late = a.publish("b")
+    a.advance_to(a.now + 29.5)
+    assert codes(a, early, late) == [[ResultCode.UNAVAILABLE], None]
+    a.advance_to(a.now + 1)
+
+    assert codes(a, late) == [[ResultCode.UNAVAILABLE]]
+    assert request not in a.ended
+    a.check()

@@ -7,7 +7,7 @@ point is a `BackendFactory`. Specified in docs/events.md, "Your own back end".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import attrs
 import trio
@@ -108,6 +108,26 @@ class EventBackend(Protocol):
             ClusternodeError: What is not settled yet has failed, for this reason. An attribute
                 `definite` that is false means that it may have been delivered all the same.
         """
+        ...
+
+
+@runtime_checkable
+class HasFile(Protocol):
+    """A back end that writes a file, which others may move away."""
+
+    @property
+    def path(self) -> str: ...
+    def reopen(self) -> None:
+        """Begin the file anew before the next event is written."""
+        ...
+
+
+@runtime_checkable
+class HasMembers(Protocol):
+    """A back end with others below it."""
+
+    def hurry(self) -> None:
+        """Give up what the first choices have not delivered: the agent stops soon."""
         ...
 
 

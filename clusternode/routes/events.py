@@ -38,7 +38,15 @@ from clusternode.routes.subscriptions import (
     ReportCallback,
     SubscriptionRequest,
 )
-from clusternode.routes.views import ALIASES, EventView, name_of, named, to_json, to_notification
+from clusternode.routes.views import (
+    ALIASES,
+    EventView,
+    as_text,
+    name_of,
+    named,
+    to_json,
+    to_notification,
+)
 
 __all__ = [
     "ALIASES",
@@ -94,13 +102,9 @@ class Subscription:
         for key, wanted in self.filters.items():
             if key not in view.parameters:
                 return False
-            if not fnmatch.fnmatchcase(_as_text(view.parameters[key]), wanted):
+            if not fnmatch.fnmatchcase(as_text(view.parameters[key]), wanted):
                 return False
         return True
-
-
-def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 class Waiter:

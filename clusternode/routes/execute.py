@@ -106,7 +106,7 @@ class Executable:
             )
         except OSError as error:
             raise ExecutableFailed(f"{program}: {error.strerror}") from error
-        run = _Run(process, self._route.output_size_max)
+        run = ProcessRun(process, self._route.output_size_max)
         await run.communicate(_input_of(context))
         if process.returncode == 0:
             return bytes(run.output)
@@ -118,7 +118,7 @@ class Executable:
 
 
 @attrs.define(eq=False)
-class _Run:
+class ProcessRun:
     """One process: its pipes and what it wrote."""
 
     process: trio.Process
@@ -200,7 +200,7 @@ def environment_of(context: AgentContext) -> dict[str, str]:
             variables[f"CLUSTERNODE_PARAM_{key.upper()}"] = (
                 value if isinstance(value, str) else json.dumps(value)
             )
-    return {key: value for key, value in variables.items() if _is_passable(key, value)}
+    return {key: value for key, value in variables.items() if is_passable(key, value)}
 
 
 def _of_arrival(context: IncomingMessage | IncomingRequest) -> dict[str, str]:
@@ -228,7 +228,7 @@ def _of_arrival(context: IncomingMessage | IncomingRequest) -> dict[str, str]:
     return variables
 
 
-def _is_passable(key: str, value: str) -> bool:
+def is_passable(key: str, value: str) -> bool:
     """Tell whether it can be an environment variable: UTF-8 without NUL."""
     try:
         return "=" not in key and b"\0" not in f"{key}{value}".encode()

@@ -6,6 +6,7 @@ Names, aliases and parameters come from `clusternode.core.events`.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,3 +89,8 @@ def named(event: str, parameters: Mapping[str, Any] | Sequence[Any]) -> dict[str
     if isinstance(parameters, str | bytes):
         raise RouteError(f"event {event}: parameters: expected a mapping or a list of values")
     return {str(number): value for number, value in enumerate(parameters, 1)}
+
+
+def as_text(value: object) -> str:
+    """Return a parameter as filters and back ends without types see it: text, or JSON."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -227,6 +228,7 @@ def check_timers(node: Node) -> None:
         assert node_id in members.rows
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(steps, max_size=40), st.booleans(), st.lists(steps, max_size=5))
 def test_nothing_that_happens_to_a_node_raises_or_leaves_it_in_disorder(story, is_counting, rest):

@@ -24,7 +24,9 @@ from clusternode.core.settings import ChannelSettings, NodeSettings
 from clusternode.core.types import Address, Instant, NodeId, Seconds
 from clusternode.core.wire.limits import NONCE_LENGTH
 from clusternode.core.wire.messages import Close, CloseReason
-from clusternode.errors import ClusternodeError, DuplicateNodeId
+from clusternode.errors import ClusternodeError, ConfigError, DuplicateNodeId
+from clusternode.gateways.base import Gateway
+from clusternode.gateways.registry import Configured, read_gateways
 from clusternode.routes.dispatcher import Dispatcher
 from clusternode.routes.events import EventHub
 from clusternode.routes.loader import load_table
@@ -95,8 +97,8 @@ class Agent:
         self._stopping = trio.Event()
         self._clusters: dict[str, _Cluster] = {}  # cluster name → what belongs to it
         self._dispatcher: Dispatcher | None = None
-        self._failure: DuplicateNodeId | None = None
-        self._withdrawn: set[str] = set()  # clusters in which another process has our node id
+        self._withdrawn: dict[str, DuplicateNodeId] = {}  # cluster → who else has our node id
+        self._gateways: list[Gateway] = []
 
     # --- what the control socket and tests see --------------------------------------------------
 
@@ -113,7 +115,8 @@ class Agent:
 
     @property
     def buses(self) -> Mapping[str, Bus]:
-        return {name: cluster.bus for name, cluster in self._clusters.items()}
+        own = {name: cluster.bus for name, cluster in self._clusters.items()}
+        return {**own, **{gateway.bus.name: gateway.bus for gateway in self._gateways}}
 
     @property
     def dispatcher(self) -> Dispatcher:
@@ -172,6 +175,7 @@ class Agent:
         """
         check_exposure(self.settings)
         table = self._load_table()
+        gateways = self._read_gateways()
         try:
             async with contextlib.AsyncExitStack() as stack:
                 state = await self._open_state(stack)
@@ -179,6 +183,7 @@ class Agent:
                 for section in self.settings.clusters.values():
                     bound = listeners[section.listen].address
                     self._clusters[section.name] = await self._make_cluster(section, bound, state)
+                self._gateways = [each.make(self._resolver) for each in gateways]
                 self._dispatcher = self._make_dispatcher(table)
                 await self._run_all(listeners, task_status)
         except BaseExceptionGroup as group:
@@ -186,8 +191,8 @@ class Agent:
             if error is None:
                 raise
             raise error from error.__cause__
-        if self._failure is not None:
-            raise self._failure
+        for failure in self._withdrawn.values():
+            raise failure
 
     async def _run_all(
         self, listeners: Mapping[Address, Listener], task_status: trio.TaskStatus[None]
@@ -215,6 +220,8 @@ class Agent:
                     settings.cluster,
                     settings.address,
                 )
+            for gateway in self._gateways:
+                await nursery.start(gateway.run)
             task_status.started()
             await self._stopping.wait()
             await self._leave()
@@ -230,8 +237,11 @@ class Agent:
         for cluster in staying:
             cluster.driver.feed(Leave())
         with trio.move_on_after(LEAVE_TIMEOUT) as scope:
-            for cluster in staying:
-                await cluster.driver.left.wait()
+            async with trio.open_nursery() as nursery:
+                for gateway in self._gateways:
+                    nursery.start_soon(gateway.leave)
+                for cluster in staying:
+                    nursery.start_soon(cluster.driver.left.wait)
         if scope.cancelled_caught:
             logger.warning("not everyone has taken note that we leave; stopping all the same")
         with trio.move_on_after(FAREWELL_TIMEOUT):
@@ -267,13 +277,21 @@ class Agent:
 
     def _withdraw(self, cluster: str, detail: str) -> None:
         node_id = self.settings.node_id
-        self._withdrawn.add(cluster)
-        self._failure = DuplicateNodeId(
+        self._withdrawn[cluster] = failure = DuplicateNodeId(
             f"another live node of cluster {cluster} is called {node_id}: {detail};"
             " stop that one, or give this one another [node] id"
         )
-        logger.error("%s", self._failure)
+        logger.error("%s", failure)
         self.stop()
+
+    # --- gateways -------------------------------------------------------------------------------
+
+    def _read_gateways(self) -> list[Configured]:
+        gateways = read_gateways(self.settings.plugins)
+        for gateway in gateways:
+            if gateway.name in self.settings.clusters:
+                raise ConfigError("cluster.name", gateway.name, "a name that no gateway has")
+        return gateways
 
     # --- making things --------------------------------------------------------------------------
 
@@ -291,8 +309,8 @@ class Agent:
         dispatcher = Dispatcher(
             self.settings.routes, self.settings.channels, table, self._load_table
         )
-        for cluster in self._clusters.values():
-            dispatcher.attach(cluster.bus)
+        for bus in self.buses.values():
+            dispatcher.attach(bus)
         return dispatcher
 
     async def _open_state(self, stack: contextlib.AsyncExitStack) -> StateDirectory | None:

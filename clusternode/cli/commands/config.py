@@ -55,11 +55,13 @@ def _init(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from clusternode.config import load_settings  # start-up speed
+    from clusternode.gateways.registry import read_gateways  # start-up speed
     from clusternode.runtime.exposure import advice, check_exposure, check_files  # start-up speed
 
     settings = load_settings(arguments.config, environ=os.environ, overrides={})
     check_exposure(settings)
     check_files(settings)
+    read_gateways(settings.plugins)
     if arguments.json:
         print_json({"ok": True, "node_id": settings.node_id, "clusters": list(settings.clusters)})
     else:

@@ -1,0 +1,1 @@
+"""Foreign cluster protocols, each a `Bus`. Specified in docs/architecture.md."""

@@ -1,0 +1,106 @@
+"""Everything that the machine of a DMQ node can ask of its owner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import attrs
+
+from clusternode.core.events import Event
+from clusternode.core.types import DeliveryId, NodeId, RequestId, ResultCode
+from clusternode.core.wire.messages import Answerable
+from clusternode.gateways.kamailio.translate import NamedAddress, PeerAddress
+
+
+@attrs.define
+class Source:
+    """Where bytes came from: the numeric address, and the connection if it was one."""
+
+    host: str
+    port: int
+    connection: int | None = None
+
+
+@attrs.define
+class Send:
+    """Send a request. A failure is to be told with `KamailioNode.send_failed(branch)`."""
+
+    address: PeerAddress
+    data: bytes
+    branch: str
+
+
+@attrs.define
+class Answer:
+    """Send an answer to where the request came from."""
+
+    to: Source
+    data: bytes
+
+
+@attrs.define
+class Resolve:
+    """Look a name up, and tell with `KamailioNode.resolved` or `resolve_failed`."""
+
+    name: NamedAddress
+    is_service: bool
+    """Whether the host is the name of SRV records, which then say the ports."""
+
+
+@attrs.define
+class Raise:
+    """Tell the observers."""
+
+    event: Event
+
+
+@attrs.define
+class Arrived:
+    """A message or request for the routes; `KamailioNode.finish` takes the ticket and a code."""
+
+    origin: NodeId
+    ticket: int
+    message: Answerable
+
+
+@attrs.define
+class Destined:
+    """The number of destinations of a delivery, before any result of it."""
+
+    delivery: DeliveryId
+    count: int
+
+
+@attrs.define
+class Settled:
+    """The final result of one destination."""
+
+    delivery: DeliveryId
+    node_id: NodeId
+    code: ResultCode
+
+
+@attrs.define
+class Asked:
+    """The asked set of a request."""
+
+    request: RequestId
+    node_ids: Sequence[NodeId]
+
+
+@attrs.define
+class Replied:
+    """One asked node has finished: with its SIP answer, or `code` alone where none came."""
+
+    request: RequestId
+    node_id: NodeId
+    code: int
+    reason: str
+    content_type: str
+    body: bytes
+    is_answer: bool
+    """Whether it came from the node; else it is our own 408 or 480."""
+
+
+Effect: TypeAlias = Send | Answer | Resolve | Raise | Arrived | Destined | Settled | Asked | Replied

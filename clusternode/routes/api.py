@@ -6,14 +6,20 @@ At any other time it only returns the function, so a routes file can be imported
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
 
 from clusternode.bus.interface import Bus
 from clusternode.core.types import Seconds
 from clusternode.errors import RouteError
-from clusternode.routes.table import HandlerFunction, Kind, RouteTable, make_handler
+from clusternode.routes.table import (
+    HandlerFunction,
+    Kind,
+    RecordOptions,
+    RouteTable,
+    make_handler,
+)
 
 Function = TypeVar("Function", bound=HandlerFunction)
 
@@ -105,6 +111,51 @@ def event(
             via=via,
             filters=filters,
         )
+        return function
+
+    return decorate
+
+
+def kafka(
+    connection: str,
+    topics: str | Sequence[str],
+    *,
+    group: str | None = None,
+    commit: str = "after",
+    retries: int = 5,
+    dead_letter: str | None = None,
+    thread: bool = False,
+    time_limit: Seconds | None = None,
+) -> Callable[[Function], Function]:
+    """Handle the records of topics; the function gets an `IncomingRecord`.
+
+    Records of one partition are handled one after the other, partitions at the same time.
+
+    Args:
+        connection: The NAME of a `[kafka.NAME]`.
+        topics: One topic, several, or a text with commas; `^…` is a regular expression.
+        group: The consumer group; None: the `group_id` of the connection.
+        commit: `after` (at least once), `before` (at most once) or `auto` (on an interval).
+        retries: How often a record whose handler fails is handled again, with growing pauses.
+        dead_letter: The topic for records that failed every time; None: the partition stops.
+        thread: As in `message`.
+        time_limit: As in `message`.
+    """
+
+    def decorate(function: Function) -> Function:
+        handler = make_handler(
+            Kind.KAFKA, connection, function, thread=thread, time_limit=time_limit
+        )
+        handler.records = RecordOptions(
+            topics=topics if isinstance(topics, str) else tuple(topics),
+            group=group,
+            commit=commit,
+            retries=retries,
+            dead_letter=dead_letter,
+        )
+        table = table_being_loaded.get()
+        if table is not None:
+            table.add(handler)
         return function
 
     return decorate

@@ -95,6 +95,9 @@ class AgentContext:
     def take_result(self, result: object) -> None:
         """Take what the handler returned. Only requests make something of it."""
 
+    def take_failure(self, error: BaseException) -> None:
+        """Take why the handler failed. Only records of Kafka make something of it."""
+
 
 @attrs.define(eq=False, repr=False, slots=True, init=True)
 class IncomingMessage(AgentContext):

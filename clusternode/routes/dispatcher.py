@@ -49,7 +49,7 @@ from clusternode.routes.events import (
 )
 from clusternode.routes.monitor import Monitor, Watchdog, clock
 from clusternode.routes.plans import BackgroundCall, Plan, Planner
-from clusternode.routes.runner import Batch, Group, Runner
+from clusternode.routes.runner import Batch, Group, Make, Runner
 from clusternode.routes.table import Handler, Kind, Refuse, RouteSnapshot, RouteTable, make_handler
 
 logger = logging.getLogger(__name__)
@@ -239,6 +239,19 @@ class Dispatcher:
         self._runner.deadlines.clear(request)
         self._finish_held(request, None)
 
+    # What consumers of records call
+
+    def handlers(self, kind: Kind) -> list[Handler]:
+        return self._table.of_kind(kind)
+
+    def record_group(self, handler: Handler, make: Make, lanes_max: int) -> Group:
+        """Make the queue of a route for records: ordered lanes, one for each partition."""
+        return self._planner.record_group(handler, make, lanes_max)
+
+    def submit(self, group: Group, lane: str, batch: Batch, count: int) -> None:
+        """Run the handlers of a group for a batch; its results go to the batch's arrivals."""
+        self._runner.submit(group, lane, batch, count)
+
     # Messages and requests
 
     def _take(
@@ -351,6 +364,7 @@ class Dispatcher:
 
     def _failed(self, handler: Handler, context: AgentContext, error: BaseException) -> ResultCode:
         """Count and report what a handler raised, at a limited rate; say how its item ends."""
+        context.take_failure(error)
         if isinstance(error, Refuse):
             return error.code
         handler.stats.failures += 1

@@ -19,7 +19,7 @@ from clusternode.routes.contexts import (
     Services,
 )
 from clusternode.routes.events import EventHub
-from clusternode.routes.runner import Budget, Group
+from clusternode.routes.runner import Budget, Group, Make
 from clusternode.routes.table import Handler, HandlerFunction, Kind, Refuse, RouteTable
 
 EVENTS_MAX = 10_000
@@ -123,6 +123,11 @@ class Planner:
         """Make the queue of one event route: of its own, so that it delays nobody else."""
         self._prepare(handler)
         return Group((handler,), as_is, 1, EVENTS_MAX, is_ordered=False)
+
+    def record_group(self, handler: Handler, make: Make, lanes_max: int) -> Group:
+        """Make the queue of one route for records; who reads them bounds how many wait."""
+        self._prepare(handler)
+        return Group((handler,), make, lanes_max, EVENTS_MAX)
 
     def _section(self, channel: str) -> ChannelSection:
         return self._channels.get(ChannelName(channel)) or ChannelSection()

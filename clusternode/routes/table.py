@@ -38,9 +38,22 @@ class Kind(enum.Enum):
     MESSAGE = "message"
     REQUEST = "request"
     EVENT = "event"
+    KAFKA = "kafka"
     START = "start"
     STOP = "stop"
     BACKGROUND = "background"
+
+
+@attrs.frozen(kw_only=True)
+class RecordOptions:
+    """What a route reads from Kafka, and how; checked where the connection is known."""
+
+    topics: str | tuple[str, ...]
+    """One, several, or a text with commas; `^…` is a regular expression."""
+    group: str | None = None
+    commit: str = "after"
+    retries: int = 5
+    dead_letter: str | None = None
 
 
 @attrs.define(eq=False)
@@ -78,6 +91,8 @@ class Handler:
     via: str | None = None
     """Only from this cluster; None: from any."""
     filters: Mapping[str, str] = attrs.field(factory=dict)  # parameter → shell wildcard
+    records: RecordOptions | None = None
+    """Of routes for Kafka only."""
     stats: RouteStats = attrs.Factory(RouteStats)
 
     def hears(self, bus_name: str) -> bool:

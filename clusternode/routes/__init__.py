@@ -9,6 +9,7 @@ from __future__ import annotations
 from clusternode.routes.api import (
     cluster,
     event,
+    kafka,
     message,
     on_joined,
     on_start,
@@ -33,6 +34,7 @@ __all__ = [
     "Refuse",
     "cluster",
     "event",
+    "kafka",
     "message",
     "on_joined",
     "on_start",

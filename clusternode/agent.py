@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import secrets
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -14,11 +16,13 @@ from typing import Any, Final
 import attrs
 import trio
 
+from clusternode.backends.subscriptions import BackendSubscriptions
 from clusternode.bus.interface import Bus
 from clusternode.bus.mesh import MeshBus
 from clusternode.config import AgentSettings, ClusterSection
 from clusternode.control.server import ControlServer
 from clusternode.control.view import VIEW_CHANNEL, answer_view
+from clusternode.core.events import CertificateExpires
 from clusternode.core.inputs import KnownMember, Leave, RecordSettingsChanged
 from clusternode.core.settings import ChannelSettings, NodeSettings
 from clusternode.core.types import Address, Instant, NodeId, Seconds
@@ -30,6 +34,7 @@ from clusternode.gateways.registry import Configured, read_gateways
 from clusternode.routes.dispatcher import Dispatcher
 from clusternode.routes.events import EventHub
 from clusternode.routes.loader import load_table
+from clusternode.routes.subscriptions import SubscriptionRequest
 from clusternode.routes.table import Kind, RouteTable, make_handler
 from clusternode.runtime.acceptor import Acceptor
 from clusternode.runtime.connections import Connections
@@ -38,8 +43,10 @@ from clusternode.runtime.exposure import check_exposure
 from clusternode.runtime.handshake import FAREWELL_TIMEOUT
 from clusternode.runtime.jobs import Jobs
 from clusternode.runtime.keyring import Keyring, read_secrets
+from clusternode.runtime.renewal import Renewal
 from clusternode.runtime.resolver import DnsResolver, Resolver
 from clusternode.runtime.state import Remembered, StateDirectory, StateKeeper, new_incarnation
+from clusternode.runtime.tls import Credentials, TlsTransport
 from clusternode.runtime.transport import Listener, TcpTransport, Transport
 
 logger = logging.getLogger(__name__)
@@ -92,6 +99,7 @@ class Agent:
         self.started_at: Instant = 0.0
         self._resolver = resolver or DnsResolver(settings.nameservers)
         self._transport = transport or TcpTransport(self._resolver)
+        self._credentials: Credentials | None = None
         self._reload_settings = reload_settings
         self._has = (has_control, has_signals)
         self._stopping = trio.Event()
@@ -147,8 +155,13 @@ class Agent:
         await trio.lowlevel.checkpoint()
         settings = self._reload_settings() if self._reload_settings is not None else self.settings
         check_exposure(settings)
+        if self._credentials is not None:
+            self._credentials.load()
         found = {name: read_secrets(section) for name, section in settings.clusters.items()}
+        self.events.subscriptions.check(_requests(settings), path="subscribe")
         self.dispatcher.reload()
+        self.events.declare(settings.routes.events)
+        self.events.subscriptions.replace("configuration", _requests(settings), path="subscribe")
         self.settings = attrs.evolve(
             self.settings, priority=settings.priority, clusters=settings.clusters
         )
@@ -174,6 +187,9 @@ class Agent:
             DuplicateNodeId: Another live process has the node id.
         """
         check_exposure(self.settings)
+        if self.settings.tls is not None:
+            self._credentials = Credentials(self.settings.tls, self.settings.node_id)
+            self._transport = TlsTransport(self._transport, self._credentials)
         table = self._load_table()
         gateways = self._read_gateways()
         try:
@@ -185,7 +201,8 @@ class Agent:
                     self._clusters[section.name] = await self._make_cluster(section, bound, state)
                 self._gateways = [each.make(self._resolver) for each in gateways]
                 self._dispatcher = self._make_dispatcher(table)
-                await self._run_all(listeners, task_status)
+                back_ends = self._make_back_ends(table)
+                await self._run_all(listeners, back_ends, task_status)
         except BaseExceptionGroup as group:
             error = _the_only_error(group)
             if error is None:
@@ -195,7 +212,10 @@ class Agent:
             raise failure
 
     async def _run_all(
-        self, listeners: Mapping[Address, Listener], task_status: trio.TaskStatus[None]
+        self,
+        listeners: Mapping[Address, Listener],
+        back_ends: BackendSubscriptions,
+        task_status: trio.TaskStatus[None],
     ) -> None:
         has_control, has_signals = self._has
         self.started_at = trio.current_time()
@@ -205,7 +225,11 @@ class Agent:
             for cluster in self._clusters.values():
                 await nursery.start(cluster.jobs.run)
                 await nursery.start(cluster.driver.run)
+            await nursery.start(back_ends.run)
             await nursery.start(self.dispatcher.run)
+            if self._credentials is not None:
+                renewal = Renewal(self._credentials, self._certificate_expires)
+                await nursery.start(renewal.run)
             if has_control:
                 control = ControlServer(self, self.settings.control_socket)
                 await nursery.start(control.run)
@@ -224,13 +248,14 @@ class Agent:
                 await nursery.start(gateway.run)
             task_status.started()
             await self._stopping.wait()
-            await self._leave()
+            await self._leave(back_ends)
             nursery.cancel_scope.cancel()
 
-    async def _leave(self) -> None:
+    async def _leave(self, back_ends: BackendSubscriptions) -> None:
         """Tell everyone that we leave; nobody can delay it beyond the time limits."""
         with trio.move_on_after(STOP_HOOKS_TIMEOUT):
             await self.dispatcher.stop()
+        await back_ends.drain()
         staying = [
             cluster for name, cluster in self._clusters.items() if name not in self._withdrawn
         ]
@@ -284,6 +309,23 @@ class Agent:
         logger.error("%s", failure)
         self.stop()
 
+    def _certificate_expires(self, days: int, not_after: datetime) -> None:
+        logger.warning(
+            "the certificate of node %s %s: valid until %s",
+            self.node_id,
+            "has expired" if days < 0 else f"expires in {days} days",
+            not_after.isoformat(),
+        )
+        for name, cluster in self._clusters.items():
+            cluster.bus.emit(CertificateExpires(name, self.node_id, days, not_after.isoformat()))
+
+    def _certificates(self, connections: Connections) -> Mapping[NodeId, datetime]:
+        """Return until when the certificates of this node and its peers are valid."""
+        if self._credentials is None:
+            return {}
+        own = {self.node_id: self._credentials.own.not_after}
+        return {**connections.certificates(), **own}
+
     # --- gateways -------------------------------------------------------------------------------
 
     def _read_gateways(self) -> list[Configured]:
@@ -312,6 +354,16 @@ class Agent:
         for bus in self.buses.values():
             dispatcher.attach(bus)
         return dispatcher
+
+    def _make_back_ends(self, table: RouteTable) -> BackendSubscriptions:
+        """Let back ends be subscribed, and subscribe those of configuration and script."""
+        events = self.dispatcher.events
+        back_ends = BackendSubscriptions(events, self.dispatcher.buses)
+        events.declare(self.settings.routes.events)
+        back_ends.replace("script", table.subscriptions)
+        back_ends.replace("configuration", _requests(self.settings), path="subscribe")
+        events.set_subscriptions(back_ends)
+        return back_ends
 
     async def _open_state(self, stack: contextlib.AsyncExitStack) -> StateDirectory | None:
         if self.settings.state_dir is None:
@@ -356,7 +408,8 @@ class Agent:
         keyring = Keyring(read_secrets(section))
         connections = Connections(driver, self._transport, jobs, keyring)
         bus = MeshBus(driver)
-        driver.attach(Surroundings(connections, bus, self._resolver, jobs, keeper))
+        certificates = partial(self._certificates, connections)
+        driver.attach(Surroundings(connections, bus, self._resolver, jobs, keeper, certificates))
         return _Cluster(section, driver, jobs, connections, bus, keeper, remembered.members)
 
     def _node_settings(
@@ -381,6 +434,13 @@ class Agent:
             discovery=section.discovery,
             messaging=section.messaging,
         )
+
+
+def _requests(settings: AgentSettings) -> Sequence[SubscriptionRequest]:
+    return [
+        SubscriptionRequest(each.event, each.to, each.expire or math.inf, each.queue_size)
+        for each in settings.subscribe
+    ]
 
 
 def _the_only_error(group: BaseExceptionGroup[BaseException]) -> ClusternodeError | None:

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from clusternode.agent import Agent
-from clusternode.config import AgentSettings, ClusterSection, RoutesSection
+from clusternode.config import AgentSettings, ClusterSection, RoutesSection, TlsSection
 from clusternode.core.settings import DiscoverySettings, HealthSettings, MessagingSettings
 from clusternode.core.types import Address, NodeId
 from clusternode.testing.fakes import FakeResolver
@@ -34,6 +34,7 @@ def agent_settings(
     health: HealthSettings | None = None,
     secret: Sequence[str] = (),
     secret_file: Path | None = None,
+    tls: TlsSection | None = None,
 ) -> AgentSettings:
     own = Address.parse(address)
     discovery = DiscoverySettings(
@@ -62,6 +63,7 @@ def agent_settings(
         },
         routes=RoutesSection(file=routes),
         exec_routes=(),
+        tls=tls,
         channels={},
         file=None,
     )
@@ -127,9 +129,9 @@ class Cluster:
         self._nursery = nursery
 
     async def add(self, node_id: str, **options) -> Running:
-        settings = agent_settings(
-            node_id, f"tcp://{host_of(node_id)}:5062", options.pop("seeds", [SEED]), **options
-        )
+        scheme = "tcp" if options.get("tls") is None else "tls"
+        seeds = options.pop("seeds", [SEED.replace("tcp", scheme)])
+        settings = agent_settings(node_id, f"{scheme}://{host_of(node_id)}:5062", seeds, **options)
         agent = Agent(
             settings,
             transport=self.network.transport(host_of(node_id)),

@@ -31,6 +31,7 @@ COMMANDS = (
     "reload",
     "stop",
     "config",
+    "tls",
     "simulate",
     "bench",
     "completion",

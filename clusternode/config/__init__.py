@@ -9,6 +9,8 @@ from clusternode.config.settings import (
     ClusterSection,
     ExecRoute,
     RoutesSection,
+    SubscribeSection,
+    TlsSection,
 )
 
 __all__ = [
@@ -17,5 +19,7 @@ __all__ = [
     "ClusterSection",
     "ExecRoute",
     "RoutesSection",
+    "SubscribeSection",
+    "TlsSection",
     "load_settings",
 ]

@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,13 @@ from clusternode.config.kinds import (
     number,
     text_kind,
 )
-from clusternode.config.settings import ChannelSection, ExecRoute, RoutesSection
+from clusternode.config.settings import (
+    ChannelSection,
+    ExecRoute,
+    RoutesSection,
+    SubscribeSection,
+    TlsSection,
+)
 from clusternode.core.settings import DiscoverySettings, HealthSettings, MessagingSettings
 from clusternode.core.types import Address, OverflowPolicy
 
@@ -230,6 +237,16 @@ MESSAGING_KEYS = derive(
         "open_requests_max": integer(1, 1_000_000),
     },
 )
+
+
+def _check_event_name(text: str) -> object:
+    if EVENT_NAME_PATTERN.fullmatch(text) is None:
+        raise WrongValue
+    return text
+
+
+EVENT_NAME_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+EVENT_NAME = text_kind("name", "names of 1 to 128 of A-Z a-z 0-9 . _ : -", _check_event_name)
 ROUTES_KEYS = derive(
     RoutesSection,
     {
@@ -239,6 +256,7 @@ ROUTES_KEYS = derive(
         "threads": integer(1, 1024),
         "requests_max": integer(1, 1_000_000),
         "notification_channel": NAME,
+        "events": list_of(EVENT_NAME),
     },
 )
 CHANNEL_KEYS = derive(
@@ -275,6 +293,19 @@ ROUTE_KEYS = derive(
         "concurrency": integer(1, 1024),
         "output_size_max": integer(0, BODY_SIZE_MAX_LIMIT),
         "environment": ENVIRONMENT,
+    },
+)
+TLS_KEYS = tuple(
+    attrs.evolve(key, default_text="needed for tls://" if key.default is None else "")
+    for key in derive(TlsSection, {"certificate": PATH, "key": PATH, "ca": PATH, "mutual": BOOLEAN})
+)
+SUBSCRIBE_KEYS = derive(
+    SubscribeSection,
+    {
+        "event": STRING,
+        "to": STRING,
+        "expire": number(0.0),
+        "queue_size": integer(1, 10_000_000),
     },
 )
 LOG_KEYS = (
@@ -328,6 +359,12 @@ def sections(*, port_zero: bool = False) -> Mapping[str, Section]:
             help="How it is found out who is alive; names and meaning are those of DMQ.",
             keys=HEALTH_KEYS,
         ),
+        Section(
+            name="tls",
+            help="Encryption and proof of identity on tls:// addresses; `clusternode tls` makes "
+            "the files.",
+            keys=TLS_KEYS,
+        ),
         Section(name="messaging", help="Bounds and time limits of messages.", keys=MESSAGING_KEYS),
         Section(name="routes", help="The script and its limits.", keys=ROUTES_KEYS),
         Section(
@@ -339,6 +376,12 @@ def sections(*, port_zero: bool = False) -> Mapping[str, Section]:
             name="route",
             help="An executable as a handler; `[[route]]` as often as needed.",
             keys=ROUTE_KEYS,
+        ),
+        Section(
+            name="subscribe",
+            help="Events that a back end gets; `[[subscribe]]` as often as needed "
+            "([Events](../events.md)).",
+            keys=SUBSCRIBE_KEYS,
         ),
         Section(name="log", help="What is written to standard error.", keys=LOG_KEYS),
         Section(
@@ -363,8 +406,10 @@ HELP_CLASSES: Mapping[str, type] = {
     "health": HealthSettings,
     "messaging": MessagingSettings,
     "routes": RoutesSection,
+    "tls": TlsSection,
     "channel.NAME": ChannelSection,
     "route": ExecRoute,
+    "subscribe": SubscribeSection,
 }
 
 

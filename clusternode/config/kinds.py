@@ -186,14 +186,12 @@ def _parse_address(text: str) -> Address:
         address = Address.parse(text)
     except ConfigError as error:
         raise WrongValue(error.expected) from None
-    if address.scheme == "tls":
-        raise WrongValue("tcp://HOST:PORT; this version has no TLS between nodes")
     return address
 
 
 def address_kind(*, srv: bool, wildcard: bool, port_zero: bool = False) -> Kind:
     """Return the kind of addresses, with or without SRV names and unspecified hosts."""
-    expected = "tcp://HOST:PORT" + (" or srv://NAME" if srv else "")
+    expected = "tcp://HOST:PORT or tls://HOST:PORT" + (" or srv://NAME" if srv else "")
     expected += ", an IPv6 address in brackets"
 
     def check(text: str) -> object:

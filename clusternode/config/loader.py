@@ -12,7 +12,7 @@ import re
 import reprlib
 import socket
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +36,8 @@ from clusternode.config.settings import (
     ClusterSection,
     ExecRoute,
     RoutesSection,
+    SubscribeSection,
+    TlsSection,
 )
 from clusternode.core.settings import DiscoverySettings, HealthSettings, MessagingSettings
 from clusternode.core.types import Address, ChannelName, NodeId
@@ -195,8 +197,10 @@ class _Reader:
         clusters = self._clusters(node)
         discovery = self._values("discovery")
         node_id = NodeId(cast("str", node["id"] or default_node_id(socket.gethostname())))
+        tls = self._tls(clusters)
         return AgentSettings(
             node_id=node_id,
+            tls=tls,
             priority=cast("int", node["priority"]),
             state_dir=self._beside_file(node["state_dir"]),
             control_socket=self._control_socket(node["control_socket"], environ, node_id),
@@ -205,6 +209,7 @@ class _Reader:
             clusters=clusters,
             routes=self._routes(),
             exec_routes=self._exec_routes(),
+            subscribe=tuple(SubscribeSection(**each) for _, each in self._listed("subscribe")),
             channels=self._channels(),
             file=self.source.file,
             plugins=self._plugins(),
@@ -323,6 +328,28 @@ class _Reader:
         except WrongValue:
             raise self.source.fail(path, "…", SECRETS.expected) from None
 
+    def _tls(self, clusters: Mapping[str, ClusterSection]) -> TlsSection | None:
+        """Read `[tls]`, which is all there or not at all, and see who needs it."""
+        values = self._values("tls")
+        files = ("certificate", "key", "ca")
+        missing = [name for name in files if values[name] is None]
+        for cluster in clusters.values():
+            schemes = {cluster.address.scheme, cluster.listen.scheme}
+            path = ("node",) if len(clusters) == 1 else ("cluster", cluster.name)
+            if len(schemes) > 1:
+                expected = f"{cluster.address.scheme}://, as in `address`: {cluster.address}"
+                raise self.source.fail((*path, "listen"), str(cluster.listen), expected)
+            if "tls" in schemes and missing:
+                raise self.source.fail(("tls", missing[0]), None, "a path, because of tls://")
+        if len(missing) == len(files):
+            return None
+        if missing:
+            raise self.source.fail(("tls", missing[0]), None, "a path, as for the other files")
+        return TlsSection(
+            mutual=cast("bool", values["mutual"]),
+            **{name: cast("Path", self._beside_file(values[name])) for name in files},
+        )
+
     def _merged(self, path: KeyPath, table: Tree, name: str) -> dict[str, Any]:
         """Read a section of one cluster over the top-level one."""
         top = self._table((name,), self.source.tree.get(name, {}))
@@ -402,24 +429,27 @@ class _Reader:
         return channels
 
     def _exec_routes(self) -> tuple[ExecRoute, ...]:
-        value = self.source.tree.get("route", [])
-        listed = parse_text(value) if isinstance(value, Text) else value
-        if not isinstance(listed, list):
-            raise self.source.fail(("route",), listed, "a list of tables: [[route]]")
-        keys = self.sections["route"].keys
         routes = []
-        for number, entry in enumerate(listed, 1):
-            path = ("route", str(number))
-            own = self._table(path, entry)
-            self._refuse_unknown(path, own, (key.name for key in keys))
-            for needed in ("on", "exec"):
-                if needed not in own:
-                    kind = next(key.kind for key in keys if key.name == needed)
-                    raise self.source.fail((*path, needed), None, kind.expected)
-            values = cast("dict[str, Any]", {key.name: self._value(path, own, key) for key in keys})
+        for path, values in self._listed("route"):
             values["exec"] = self._command(path, values["exec"])
             routes.append(ExecRoute(**values))
         return tuple(routes)
+
+    def _listed(self, name: str) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+        """Read `[[name]]`; a key without a default is needed."""
+        value = self.source.tree.get(name, [])
+        listed = parse_text(value) if isinstance(value, Text) else value
+        if not isinstance(listed, list):
+            raise self.source.fail((name,), listed, f"a list of tables: [[{name}]]")
+        keys = self.sections[name].keys
+        for number, entry in enumerate(listed, 1):
+            path = (name, str(number))
+            own = self._table(path, entry)
+            self._refuse_unknown(path, own, (key.name for key in keys))
+            for key in keys:
+                if key.default is None and key.name not in own:
+                    raise self.source.fail((*path, key.name), None, key.kind.expected)
+            yield path, {key.name: self._value(path, own, key) for key in keys}
 
     def _command(self, path: KeyPath, words: tuple[str, ...]) -> tuple[str, ...]:
         if not words[0]:

@@ -80,6 +80,34 @@ class ExecRoute:
 
 
 @attrs.frozen(kw_only=True)
+class TlsSection:
+    """`[tls]`: what this node proves with, on `tls://` addresses, that it is itself."""
+
+    certificate: Path
+    """This node's certificate, in PEM; it names the node id."""
+    key: Path
+    """Its private key, mode 0600, without a password."""
+    ca: Path
+    """The certificates of the authorities whose nodes are let in; several in one file."""
+    mutual: bool = True
+    """Whether those who dial this node need a certificate; where not, there must be a secret."""
+
+
+@attrs.frozen(kw_only=True)
+class SubscribeSection:
+    """`[[subscribe]]`: events that a back end gets."""
+
+    event: str
+    """Name or alias of an event, or a shell wildcard over them."""
+    to: str
+    """The URI of the back end, for instance `flatstore:/var/log/events` (docs/events.md)."""
+    expire: Seconds = 0.0
+    """Seconds after which it ends; 0: never."""
+    queue_size: int = 10_000
+    """How many events may be on their way; beyond it they are refused and counted."""
+
+
+@attrs.frozen(kw_only=True)
 class RoutesSection:
     """`[routes]`: the script and its limits."""
 
@@ -95,6 +123,8 @@ class RoutesSection:
     """How many request handlers run at a time; beyond it 486."""
     notification_channel: str = "notification_peer"
     """The channel on which membership events can be listened to (DMQ README 3.4)."""
+    events: tuple[str, ...] = ()
+    """Events of your own that can be subscribed to before they are raised."""
 
 
 @attrs.frozen(kw_only=True)
@@ -114,6 +144,9 @@ class AgentSettings:
     exec_routes: tuple[ExecRoute, ...]
     channels: Mapping[ChannelName, ChannelSection]
     file: Path | None
+    subscribe: tuple[SubscribeSection, ...] = ()
+    tls: TlsSection | None = None
+    """None: `tls://` addresses cannot be used."""
     nameservers: tuple[str, ...] = ()
     """DNS servers as `ip:port`; empty: those of the system."""
     plugins: RawTable = attrs.field(factory=lambda: RawTable(()))

@@ -42,6 +42,7 @@ def member_json(member: MemberSnapshot) -> dict[str, Any]:
         "notification": member.notification,
         "remote": member.remote,
         "outbox_bytes": member.outbox_bytes,
+        "certificate_expires": member.certificate_expires or None,
     }
 
 

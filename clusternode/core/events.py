@@ -341,6 +341,20 @@ class SipReplicated:
 
 
 @attrs.frozen
+class CertificateExpires:
+    """The certificate of this node expires within 30 days, or has expired; raised once a day."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_CERTIFICATE_EXPIRES"
+    ALIAS: ClassVar[str] = "certificate:expires"
+    cluster_id: str
+    node_id: str
+    days: int
+    """Whole days that are left; negative when it has expired."""
+    not_after: str
+    """As in RFC 3339."""
+
+
+@attrs.frozen
 class Custom:
     """An event of the user's own, made by `raise_event`."""
 
@@ -379,6 +393,7 @@ Event: TypeAlias = (
     | HtableReplicated
     | ContactReplicated
     | SipReplicated
+    | CertificateExpires
     | Custom
 )
 
@@ -409,4 +424,5 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     HtableReplicated,
     ContactReplicated,
     SipReplicated,
+    CertificateExpires,
 )

@@ -41,6 +41,8 @@ class MemberSnapshot:
     remote: str
     """The numeric address of the other end of the connection, empty without one."""
     outbox_bytes: int
+    certificate_expires: str = ""
+    """Until when the certificate of the node is valid, as in RFC 3339; empty without TLS."""
 
 
 @attrs.frozen

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping
+from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -24,16 +25,18 @@ from clusternode.core.inputs import (
     WriteReady,
 )
 from clusternode.core.settings import NodeSettings
-from clusternode.core.types import Address, ConnectionId
+from clusternode.core.types import Address, ConnectionId, NodeId
 from clusternode.core.wire.codec import encode, encoded_of
 from clusternode.core.wire.messages import Close, Hello, WireMessage
 from clusternode.core.wire.session import Session
 from clusternode.errors import RemoteProtocolError
+from clusternode.runtime import tls
 from clusternode.runtime.driver import Driver
 from clusternode.runtime.handshake import (
     FAREWELL_TIMEOUT,
     HandshakeError,
     agent_name,
+    half_close,
     shake_hands,
 )
 from clusternode.runtime.jobs import Jobs
@@ -129,6 +132,15 @@ class Connections:
         hello = self._driver.node.hello(agent_name())
         return attrs.evolve(hello, challenge=self.keyring.new_challenge())
 
+    def certificates(self) -> Mapping[NodeId, datetime]:
+        """Return until when the certificate of each connected node is valid."""
+        found: dict[NodeId, datetime] = {}
+        for connection in self._open.values():
+            certificate = tls.peer_certificate(connection.wire.stream)
+            if certificate is not None and connection.session.peer is not None:
+                found[connection.session.peer.node_id] = certificate.not_after
+        return found
+
     # --- what the node wants --------------------------------------------------------------------
 
     def output_ready(self, effect: effects.OutputReady) -> None:
@@ -159,8 +171,12 @@ class Connections:
         timeout = self.settings.discovery.handshake_timeout
         deadline = trio.current_time() + timeout
         session = Session.dial(self.hello(), self.keyring.secrets)
+        if self.settings.address.scheme == tls.SCHEME:  # whatever a record or DNS says
+            goal = attrs.evolve(address, scheme=tls.SCHEME)
+        else:
+            goal = address
         try:
-            wire = await self._transport.dial(address, timeout)
+            wire = await self._transport.dial(goal, timeout)
             left = max(0.0, deadline - trio.current_time())
             early = await shake_hands(wire.stream, session, left)
         except DialError as error:
@@ -280,8 +296,7 @@ class Connections:
                 await self._write_waiting(connection)
             if connection.farewell:
                 await stream.send_all(connection.farewell)
-            if isinstance(stream, trio.abc.HalfCloseableStream):
-                await stream.send_eof()
+            await half_close(stream)
         except trio.BrokenResourceError as error:
             self._lost(connection, f"broken: {error.__cause__ or error}")
 

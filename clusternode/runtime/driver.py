@@ -11,6 +11,7 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Final, Protocol, assert_never
 
@@ -32,8 +33,8 @@ from clusternode.core.inputs import (
 )
 from clusternode.core.node import Node
 from clusternode.core.settings import NodeSettings
-from clusternode.core.snapshots import NodeSnapshot
-from clusternode.core.types import Address, Instant, Seconds
+from clusternode.core.snapshots import MemberSnapshot, NodeSnapshot
+from clusternode.core.types import Address, Instant, NodeId, Seconds
 from clusternode.errors import PeerUnreachable
 from clusternode.runtime.eventlog import EventLog
 from clusternode.runtime.jobs import Jobs
@@ -90,6 +91,8 @@ class Surroundings:
     jobs: Jobs
     keeper: StateKeeper | None
     """None: nothing is remembered, and every `Persist` succeeds."""
+    certificates: Callable[[], Mapping[NodeId, datetime]] = dict
+    """Until when each node's certificate is valid, of those that have shown one."""
 
 
 class Driver:
@@ -129,7 +132,16 @@ class Driver:
         counters = {**snapshot.counters, **self.counters}
         if self._around is not None:
             counters.update(self._around.links.counters)
-        return attrs.evolve(snapshot, counters=counters)
+        return attrs.evolve(snapshot, counters=counters, members=self._certified(snapshot.members))
+
+    def _certified(self, members: Sequence[MemberSnapshot]) -> tuple[MemberSnapshot, ...]:
+        expiries = {} if self._around is None else self._around.certificates()
+        return tuple(
+            attrs.evolve(member, certificate_expires=expiries[member.node_id].isoformat())
+            if member.node_id in expiries
+            else member
+            for member in members
+        )
 
     def feed(self, input_: Input) -> None:
         """Tell the node something and perform what it asks for, before this returns.
@@ -220,6 +232,11 @@ class Driver:
             self.feed(Resolved(name, error=str(error)))
         else:
             self.counters["names_resolved"] += 1
+            if self.settings.address.scheme == "tls":  # the nodes that a name stands for are ours
+                addresses = [
+                    attrs.evolve(one, address=attrs.evolve(one.address, scheme="tls"))
+                    for one in addresses
+                ]
             self.feed(Resolved(name, addresses))
 
     def _persist(self, effect: effects.Persist) -> None:

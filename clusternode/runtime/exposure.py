@@ -9,6 +9,7 @@ from clusternode.config import AgentSettings
 from clusternode.core.types import Address
 from clusternode.errors import ConfigError
 from clusternode.runtime.keyring import read_secrets
+from clusternode.runtime.tls import Credentials
 
 WAYS_OUT = (
     "an address on loopback (127.0.0.1, [::1] or localhost), because whoever reaches any other can"
@@ -27,7 +28,9 @@ def check_exposure(settings: AgentSettings) -> None:
     if settings.insecure:
         return
     for section in settings.clusters.values():
-        if section.has_secret:
+        if section.has_secret or (
+            section.address.scheme == "tls" and settings.tls is not None and settings.tls.mutual
+        ):
             continue
         table = "node" if len(settings.clusters) == 1 else f"cluster.{section.name}"
         for key, address in (("listen", section.listen), ("address", section.address)):
@@ -45,6 +48,8 @@ def check_files(settings: AgentSettings) -> None:
     """
     for section in settings.clusters.values():
         read_secrets(section)
+    if settings.tls is not None:
+        Credentials(settings.tls, settings.node_id)
 
 
 def advice(settings: AgentSettings) -> Sequence[str]:

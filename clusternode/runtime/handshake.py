@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -13,6 +14,7 @@ from clusternode.core.types import Seconds
 from clusternode.core.wire.messages import Close, CloseReason, WireMessage
 from clusternode.core.wire.session import Session
 from clusternode.errors import PeerGone, RemoteProtocolError
+from clusternode.runtime import tls
 
 HANDSHAKE_READ_SIZE: Final = 16 * 1024
 """A HELLO and what a peer sends right after it; the rest is read when the handshake is over."""
@@ -51,6 +53,9 @@ async def shake_hands(
     """
     try:
         with trio.fail_after(timeout):
+            certificate = await tls.begin(stream)
+            if certificate is not None:
+                session.peer_is_certified_as(certificate.names)
             return await _exchange(stream, session)
     except trio.TooSlowError as error:
         farewell = Session.close_bytes(CloseReason.HANDSHAKE_TIMEOUT)
@@ -63,8 +68,8 @@ async def shake_hands(
         failed.__cause__ = error
     except trio.BrokenResourceError as error:
         farewell = b""
-        failed = HandshakeError(DialFailure.CLOSED, "the connection broke before the HELLO")
-        failed.__cause__ = error
+        failed = _broken(error)
+        await close_politely(tls.below(stream), tls.alert_of(stream))
     except HandshakeError as error:
         farewell = b""
         failed = error
@@ -73,6 +78,18 @@ async def shake_hands(
         raise
     await close_politely(stream, farewell)
     raise failed
+
+
+def _broken(error: trio.BrokenResourceError) -> HandshakeError:
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLError):
+        failed = HandshakeError(
+            DialFailure.REJECTED, f"TLS: {tls.describe_error(cause)}", is_authentication=True
+        )
+    else:
+        failed = HandshakeError(DialFailure.CLOSED, "the connection broke before the HELLO")
+    failed.__cause__ = error
+    return failed
 
 
 async def _exchange(stream: trio.abc.Stream, session: Session) -> list[WireMessage]:
@@ -105,11 +122,19 @@ async def close_politely(stream: trio.abc.Stream, farewell: bytes) -> None:
             contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
         ):
             await stream.send_all(farewell)
-            if isinstance(stream, trio.abc.HalfCloseableStream):
-                await stream.send_eof()
+            if await half_close(stream):
                 while await stream.receive_some(HANDSHAKE_READ_SIZE):
                     pass
     await trio.aclose_forcefully(stream)
+
+
+async def half_close(stream: trio.abc.Stream) -> bool:
+    """Say that nothing more comes, and tell whether the stream can do that."""
+    carrier = tls.below(stream)
+    if not isinstance(carrier, trio.abc.HalfCloseableStream):
+        return False
+    await carrier.send_eof()
+    return True
 
 
 def describe_close(close: Close) -> str:

@@ -66,7 +66,7 @@ def _read_file(path: Path) -> list[bytes]:
     setting, shown = "cluster.secret_file", str(path)
     try:
         with path.open("rb") as file:
-            _check_mode(os.fstat(file.fileno()), setting, shown)
+            check_mode(os.fstat(file.fileno()), setting, shown)
             data = file.read(FILE_SIZE_MAX + 1)
     except OSError as error:
         raise ConfigError(
@@ -83,7 +83,12 @@ def _read_file(path: Path) -> list[bytes]:
     return secrets
 
 
-def _check_mode(status: os.stat_result, setting: str, shown: str) -> None:
+def check_mode(status: os.stat_result, setting: str, shown: str) -> None:
+    """See to it that a file with a secret is nobody else's to read or change.
+
+    Raises:
+        ConfigError: Says what is wrong, and the command that corrects it.
+    """
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(setting, shown, "a regular file")
     if status.st_mode & FORBIDDEN_MODE:

@@ -1,0 +1,212 @@
+"""What is fuzzed: each function takes bytes, and raises only where there is a bug.
+
+`fuzz.py` runs them under a coverage-guided fuzzer; `test_corpus.py` runs what it has found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import attrs
+
+from clusternode.config import load_settings
+from clusternode.config.text import settings_toml
+from clusternode.control.requests import check_parameters_untrusted, find_call
+from clusternode.control.server import parse_line_untrusted
+from clusternode.core import effects
+from clusternode.core.inputs import (
+    Connected,
+    Disconnected,
+    FramesReceived,
+    Start,
+    TimePassed,
+    WriteReady,
+)
+from clusternode.core.node import Node
+from clusternode.core.settings import NodeSettings
+from clusternode.core.types import Address, ConnectionId, Incarnation, NodeId
+from clusternode.core.wire import limits
+from clusternode.core.wire.codec import decode_untrusted, encode
+from clusternode.core.wire.messages import Hello, Resume, Unknown
+from clusternode.core.wire.session import Session
+from clusternode.errors import ConfigError, ControlError, RemoteProtocolError
+
+SECRET = b"the secret of the fuzzer"
+PENDING_MAX = 2 * limits.MIB + 2**20
+"""A session keeps one incomplete frame and one read."""
+EFFECTS_MAX = 10_000
+"""What one input may make a node ask for; more would be amplification."""
+
+
+def hello(node_id: str, challenge: bytes = b"") -> Hello:
+    return Hello(
+        "voip",
+        NodeId(node_id),
+        Incarnation(1 << 60),
+        node_id.encode().ljust(16, b"-"),
+        1,
+        1,
+        "tcp://10.0.0.1:5062",
+        100_000,
+        1_000_000,
+        challenge=challenge,
+    )
+
+
+def codec(data: bytes) -> None:
+    """Whatever is decoded is encoded to something that is decoded to the same."""
+    type_ = int.from_bytes(data[:1], "big")
+    try:
+        message = decode_untrusted(type_, data[1:])
+    except RemoteProtocolError as error:
+        assert len(str(error)) < 1000, "an error repeats what was sent"
+        return
+    if not isinstance(message, Unknown):
+        frame = encode(message)
+        assert decode_untrusted(type_, frame[12:]) == message
+
+
+def session(data: bytes) -> None:
+    """A session takes bytes in any pieces, before and after the handshake, with and without secret.
+
+    The first byte chooses; each further piece is led by its length.
+    """
+    mode = data[:1] or b"\0"
+    has_secret, is_open, is_dialer = (bool(mode[0] & bit) for bit in (1, 2, 4))
+    own = hello("n2", bytes(range(16)) if has_secret else b"")
+    secrets = [SECRET] if has_secret else []
+    if is_dialer:
+        one = Session.dial(own, secrets)
+    else:
+        one = Session.listen(lambda cluster: own if cluster == "voip" else None, lambda _: secrets)
+    if is_open and not has_secret:
+        one.receive_data_untrusted(encode(hello("n1")))
+    with contextlib.suppress(RemoteProtocolError):
+        for piece in pieces(data[1:]):
+            if one.peer_close is not None:
+                break
+            one.receive_data_untrusted(piece)
+            one.data_to_send()
+        # Without the secret nobody comes in.
+        assert not (has_secret and one.is_open)
+    assert has_secret is False or one.peer is None
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    while data:
+        size = data[0] + 1
+        yield data[1 : 1 + size]
+        data = data[1 + size :]
+
+
+def node(data: bytes) -> None:
+    """A node takes whatever a peer says that has got in: records, lists, results, replies, acks.
+
+    Each piece is one read; a piece of one byte lets time pass or ends the connection.
+    """
+    settings = NodeSettings(
+        node_id=NodeId("n1"),
+        cluster="voip",
+        incarnation=Incarnation(1 << 60),
+        address=Address.parse("tcp://10.0.0.9:5062"),
+        nonce=b"n" * 16,
+    )
+    rng = random.Random(0)
+    one, now = Node(settings, 1.0, rng), 1.0
+    one.step(now, Start())
+    connection = ConnectionId(1)
+    talk = Session.listen(lambda _: one.hello())
+    talk.receive_data_untrusted(encode(hello("n2")))
+    assert talk.peer is not None
+    taken = one.step(now, Connected(connection, talk.peer, None, "10.0.0.2:1"))
+    taken += one.step(now, FramesReceived(connection, [Resume(0, 1)]))
+    for piece in pieces(data):
+        if len(piece) == 1:
+            now += piece[0] / 10
+            taken = one.step(now, TimePassed())
+        else:
+            with contextlib.suppress(RemoteProtocolError):
+                messages = talk.receive_data_untrusted(piece)
+                taken = one.step(now, FramesReceived(connection, messages))
+        taken += one.step(now, WriteReady(connection, 65536))
+        assert len(taken) < EFFECTS_MAX
+        if any(isinstance(effect, effects.Disconnect) for effect in taken):
+            break
+    one.step(now, Disconnected(connection))
+    snapshot = one.snapshot(now)
+    assert snapshot.members[0].status == "active", "a peer took us down"
+
+
+def control(data: bytes) -> None:
+    """A line of the control socket is a call with the right parameters, or a refusal."""
+    try:
+        request = parse_line_untrusted(data)
+        call = find_call(request["method"])
+        check_parameters_untrusted(call, request["params"])
+    except ControlError as error:
+        assert len(str(error)) < 5000
+
+
+def config(data: bytes) -> None:
+    """A configuration is settings that can be written and read again, or a named mistake."""
+    file = Path(tempfile.gettempdir()) / "clusternode-fuzz.toml"
+    file.write_bytes(data)
+    try:
+        settings = load_settings(file, environ={}, overrides={})
+    except ConfigError as error:
+        assert len(str(error)) < 5000
+        return
+    file.write_text(settings_toml(settings), "utf-8")
+    again = load_settings(file, environ={}, overrides={})
+    assert attrs.evolve(again, file=None) == attrs.evolve(settings, file=None)
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    "codec": codec,
+    "session": session,
+    "node": node,
+    "control": control,
+    "config": config,
+}
+
+
+def seeds(name: str) -> Iterator[bytes]:
+    """What a run begins with: the golden vectors, and one of everything."""
+    import tomllib
+
+    from clusternode.config.text import sample
+    from clusternode.control.requests import CALLS
+
+    root = next(parent for parent in Path(__file__).parents if (parent / "pyproject.toml").exists())
+    vectors = tomllib.loads((root / "tests" / "vectors" / "protocol.toml").read_text("utf-8"))
+    frames = [
+        bytes.fromhex(vector["hex"])
+        for kind in ("message", "accepted", "refused")
+        for vector in vectors[kind]
+    ]
+    match name:
+        case "codec":
+            yield from (frame[9:10] + frame[12:] for frame in frames)
+        case "session":
+            for mode in (b"\0", b"\1", b"\2", b"\5"):
+                for frame in frames:
+                    yield mode + b"".join(_led(frame))
+        case "node":
+            yield from (b"".join(_led(frame)) for frame in frames if frame[8:10] != b"\0\1")
+        case "control":
+            yield from (
+                b'{"id":1,"method":"%s","params":{}}' % call.name.encode() for call in CALLS
+            )
+        case _:
+            yield sample().encode()
+            yield b'[cluster.a]\ntags={x="y"}\n[[route]]\non="request:a"\nexec=["./b"]\n[channel.c]\n'
+
+
+def _led(frame: bytes) -> Iterator[bytes]:
+    for start in range(0, len(frame), 256):
+        piece = frame[start : start + 256]
+        yield bytes([len(piece) - 1]) + piece

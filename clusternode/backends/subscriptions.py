@@ -5,11 +5,12 @@ Specified in docs/events.md.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -234,13 +235,28 @@ class BackendSubscriptions:
             self._leaving[subscriber.queue] = None
         subscriber.queue.close()
 
-    def replace(self, source: str, requests: Iterable[SubscriptionRequest]) -> None:
+    def check(self, requests: Iterable[SubscriptionRequest], *, path: str = "") -> None:
+        """Check URIs and options, but not whether the events exist.
+
+        Raises:
+            ConfigError: As `subscribe`.
+        """
+        for number, request in enumerate(requests, 1):
+            with _located(path, number):
+                make_backend(request.uri, self.services)
+
+    def replace(
+        self, source: str, requests: Iterable[SubscriptionRequest], *, path: str = ""
+    ) -> None:
         """Make `requests` all that `source` subscribes to; all of it, or nothing.
 
         Raises:
             ConfigError: As `subscribe`; everything stays as it was.
         """
-        checked = [(request, *self._check(request)) for request in requests]
+        checked: list[tuple[SubscriptionRequest, str, EventBackend]] = []
+        for number, request in enumerate(requests, 1):
+            with _located(path, number):
+                checked.append((request, *self._check(request)))
         wanted = {(pattern, backend.identity) for _, pattern, backend in checked}
         for subscriber in list(self._subscribers.values()):
             if subscriber.source == source and subscriber.key not in wanted:
@@ -333,6 +349,18 @@ class BackendSubscriptions:
 
     def _raise(self, event: Event) -> None:
         self._hub.publish(None, event)
+
+
+@contextlib.contextmanager
+def _located(path: str, number: int) -> Iterator[None]:
+    """Name the request that an error is about: `subscribe.2.to`."""
+    try:
+        yield
+    except ConfigError as error:
+        if not path:
+            raise
+        setting = f"{path}.{number}.{error.setting}"
+        raise ConfigError(setting, error.value, error.expected, error.file) from None
 
 
 def _refuse(value: Any) -> object:  # noqa: ANN401  # whatever an event holds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from clusternode.routes.api import (
     cluster,
+    declare_event,
     event,
     kafka,
     message,
@@ -15,6 +16,7 @@ from clusternode.routes.api import (
     on_start,
     on_stop,
     request,
+    subscribe_event,
 )
 from clusternode.routes.contexts import (
     AgentContext,
@@ -33,6 +35,7 @@ __all__ = [
     "IncomingRequest",
     "Refuse",
     "cluster",
+    "declare_event",
     "event",
     "kafka",
     "message",
@@ -40,4 +43,5 @@ __all__ = [
     "on_start",
     "on_stop",
     "request",
+    "subscribe_event",
 ]

@@ -6,6 +6,7 @@ At any other time it only returns the function, so a routes file can be imported
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
@@ -13,6 +14,7 @@ from typing import TypeVar
 from clusternode.bus.interface import Bus
 from clusternode.core.types import Seconds
 from clusternode.errors import RouteError
+from clusternode.routes.subscriptions import QUEUE_SIZE_DEFAULT, SubscriptionRequest
 from clusternode.routes.table import (
     HandlerFunction,
     Kind,
@@ -177,6 +179,39 @@ def on_stop(function: Function) -> Function:
     """Run it with the `AgentContext` before the agent leaves its clusters."""
     _register(Kind.STOP, "", function)
     return function
+
+
+def declare_event(*names: str) -> None:
+    """Make events of your own known, so that they can be subscribed to before they are raised."""
+    table = table_being_loaded.get()
+    if table is not None:
+        table.events.extend(names)
+
+
+def subscribe_event(
+    event: str,
+    uri: str,
+    expire: Seconds | None = None,
+    *,
+    queue_size: int = QUEUE_SIZE_DEFAULT,
+) -> None:
+    """Deliver events to a back end, while this routes file is loaded (docs/events.md).
+
+    Args:
+        event: Name or alias of an event, or a shell wildcard over them.
+        uri: The back end, for instance `flatstore:/var/log/events`.
+        expire: Seconds after which it ends; None or 0: never.
+        queue_size: Events that may be on their way; beyond it they are refused and counted.
+
+    Raises:
+        RouteError: A handler calls it; there, `context.subscribe_event` is meant.
+    """
+    table = table_being_loaded.get()
+    if table is not None:
+        request = SubscriptionRequest(event, uri, expire or math.inf, queue_size)
+        table.subscriptions.append(request)
+    elif buses_of_agent.get() is not None:
+        raise RouteError("subscribe_event: in a handler, call it on the handler's argument")
 
 
 def cluster(name: str) -> Bus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 import attrs
@@ -22,6 +22,7 @@ from clusternode.errors import (
 )
 from clusternode.routes.api import find_bus
 from clusternode.routes.events import EventHub, EventView
+from clusternode.routes.subscriptions import Raised, ReportCallback
 
 JSON_CONTENT_TYPE = "application/json"
 
@@ -73,6 +74,31 @@ class AgentContext:
     def events(self) -> EventHub:
         """Where events are waited for and raised."""
         return self._services.events
+
+    def raise_event(
+        self,
+        name: str,
+        parameters: Mapping[str, Any] | Sequence[Any] | None = None,
+        report: ReportCallback | None = None,
+    ) -> Raised:
+        """Make an event of your own; `await` the result for what became of it at back ends.
+
+        Raises:
+            RouteError: The name or a parameter is wrong.
+        """
+        return self.events.raise_event(name, parameters, report)
+
+    def subscribe_event(self, event: str, uri: str, expire: Seconds | None = None) -> None:
+        """Deliver events to a back end; the same again refreshes the expiry (docs/events.md).
+
+        Raises:
+            ConfigError: Event, scheme, address or option is wrong; says what was expected.
+        """
+        self.events.subscribe_event(event, uri, expire)
+
+    def unsubscribe_event(self, event: str, uri: str) -> bool:
+        """End a subscription of a back end. False: there was none."""
+        return self.events.unsubscribe_event(event, uri)
 
     def cluster(self, name: str) -> Bus:
         """Return the bus of a cluster.

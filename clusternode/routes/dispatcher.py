@@ -30,7 +30,7 @@ from clusternode.core.events import (
 )
 from clusternode.core.types import ChannelName, ResultCode, Seconds
 from clusternode.core.wire import messages as wire
-from clusternode.errors import ClusternodeError, Overloaded, RouteError
+from clusternode.errors import ClusternodeError, ConfigError, Overloaded, RouteError
 from clusternode.routes.api import buses_of_agent
 from clusternode.routes.contexts import (
     JSON_CONTENT_TYPE,
@@ -51,6 +51,7 @@ from clusternode.routes.monitor import Monitor, Watchdog, clock
 from clusternode.routes.plans import BackgroundCall, Plan, Planner
 from clusternode.routes.runner import Batch, Group, Make, Runner
 from clusternode.routes.table import Handler, Kind, Refuse, RouteSnapshot, RouteTable, make_handler
+from clusternode.routes.views import is_wildcard
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,9 @@ class Dispatcher:
             RouteError: The table does not fit the channels' settings; the old one stays.
         """
         self._planner.check(table, self.events)
+        own = [*table.events, *(each.on for each in table.of_kind(Kind.EVENT))]
+        self.events.declare(name for name in own if not is_wildcard(name))
+        self._subscribe(table)
         self._table = table
         for name, plan in self._plans.items():
             self._planner.update(plan, table, name)
@@ -138,6 +142,15 @@ class Dispatcher:
         ]
         for bus in self._buses.values():
             bus.set_channels(self._plans[bus.name].channels)
+
+    def _subscribe(self, table: RouteTable) -> None:
+        """Subscribe the back ends of a table, in place of those of the one before."""
+        if not self.events.has_subscriptions:  # the agent does it when it has made them
+            return
+        try:
+            self.events.subscriptions.replace("script", table.subscriptions)
+        except ConfigError as error:
+            raise RouteError(f"subscribe_event: {error}") from error
 
     def reload(self) -> None:
         """Load the routes again; on an error the old ones stay.

@@ -22,13 +22,7 @@ import attrs
 import trio
 
 from clusternode.bus.interface import REQUEST_TIMEOUT, Bus
-from clusternode.core.events import (
-    EVENT_TYPES,
-    Custom,
-    Event,
-    ReplyReceived,
-    RequestReceived,
-)
+from clusternode.core.events import EVENT_TYPES, Custom, Event, ReplyReceived, RequestReceived
 from clusternode.core.types import Instant, Seconds
 from clusternode.errors import ConfigError, Overloaded, RequestTimeout, RouteError
 from clusternode.routes.subscriptions import (
@@ -42,6 +36,7 @@ from clusternode.routes.views import (
     ALIASES,
     EventView,
     as_text,
+    is_wildcard,
     name_of,
     named,
     to_json,
@@ -71,7 +66,6 @@ BUFFER_DEFAULT = 1024
 NESTING_MAX = 100
 """Events raised while an event is handed out, one inside the other (OpenSIPS: MAX_REC_LEV)."""
 
-_WILDCARD = re.compile(r"[*?\[]")
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -172,21 +166,12 @@ class EventWait:
         return self._wait().__await__()
 
     async def _wait(self) -> EventView:
-        with trio.move_on_at(self._deadline), contextlib.closing(_Cancelling(self._subscription)):
+        with trio.move_on_at(self._deadline), contextlib.ExitStack() as stack:
+            stack.callback(self._subscription.cancel)
             await self._arrived.wait()
         if self._view is None:
             raise RequestTimeout(f"no {self._name} within {self._timeout:g} s")
         return self._view
-
-
-@attrs.frozen
-class _Cancelling:
-    """Ends a subscription when closed."""
-
-    subscription: Subscription
-
-    def close(self) -> None:
-        self.subscription.cancel()
 
 
 class EventStream:
@@ -262,7 +247,7 @@ class EventHub:
         """
         if word in ALIASES:
             return ALIASES[word]
-        if _WILDCARD.search(word) or _NAME.fullmatch(word):
+        if is_wildcard(word) or _NAME.fullmatch(word):
             return word
         raise RouteError(f"event {word!r}: expected a name of [A-Za-z0-9._:-] or a wildcard")
 
@@ -378,7 +363,7 @@ class EventHub:
             name = self.resolve(word)
         except RouteError:
             name = ""
-        if name in self._names or (name and _WILDCARD.search(name)):
+        if name in self._names or is_wildcard(name):
             return name
         close = difflib.get_close_matches(word, [*self._names, *ALIASES], 3)
         hint = " or ".join(close) if close else "one of `clusternode events list`"
@@ -395,6 +380,10 @@ class EventHub:
         if self._back_ends is None:
             raise RouteError("back ends can be subscribed only within a running agent")
         return self._back_ends
+
+    @property
+    def has_subscriptions(self) -> bool:
+        return self._back_ends is not None
 
     def set_subscriptions(self, back_ends: EventSubscriptions) -> None:
         """Say who delivers to back ends. Called by the agent, once."""

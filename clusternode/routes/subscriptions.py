@@ -163,8 +163,23 @@ class EventSubscriptions(Protocol):
         """
         ...
 
-    def replace(self, source: str, requests: Iterable[SubscriptionRequest]) -> None:
+    def check(self, requests: Iterable[SubscriptionRequest], *, path: str = "") -> None:
+        """Check URIs and options, but not whether the events exist; arguments as `replace`.
+
+        Raises:
+            ConfigError: As `subscribe`.
+        """
+        ...
+
+    def replace(
+        self, source: str, requests: Iterable[SubscriptionRequest], *, path: str = ""
+    ) -> None:
         """Make `requests` all that `source` subscribes to; all of it, or nothing.
+
+        Args:
+            source: `configuration` or `script`.
+            requests: In order.
+            path: What an error puts before the number of the request.
 
         Raises:
             ConfigError: As `subscribe`; everything stays as it was.

@@ -11,6 +11,7 @@ import attrs
 
 from clusternode.core.types import ResultCode, Seconds, is_name
 from clusternode.errors import ClusternodeError, RouteError
+from clusternode.routes.subscriptions import SubscriptionRequest
 
 HandlerFunction: TypeAlias = Callable[[Any], Any]
 
@@ -117,6 +118,9 @@ class RouteTable:
     """All handlers of one load of the routes."""
 
     handlers: list[Handler] = attrs.Factory(list)
+    events: list[str] = attrs.Factory(list)
+    """Events of the user's own, that he declared."""
+    subscriptions: list[SubscriptionRequest] = attrs.Factory(list)
 
     def add(self, handler: Handler) -> None:
         self.handlers.append(handler)

@@ -26,6 +26,11 @@ ALIASES: Mapping[str, str] = {
 """Every accepted word for an event → its name. Kamailio's event routes are among them."""
 
 
+def is_wildcard(word: str) -> bool:
+    """Tell whether a word for events is a shell wildcard (fnmatch)."""
+    return any(char in word for char in "*?[")
+
+
 def name_of(event: Event) -> str:
     return event.name if isinstance(event, Custom) else event.NAME
 

@@ -218,11 +218,11 @@ class KafkaConnections:
                         topic.name, topic.partitions, topic.replicas
                     )
                 except KafkaError as error:
-                    connection.log.warning("ensure", f"topic {topic.name}: {error}")
+                    connection.log.tell("ensure", f"topic {topic.name}: {error}")
                     if not error.retriable:
                         break
                 except ClusternodeError as error:
-                    connection.log.warning("ensure", f"topic {topic.name}: {error}")
+                    connection.log.tell("ensure", f"topic {topic.name}: {error}")
                     return
                 else:
                     if made:

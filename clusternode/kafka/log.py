@@ -67,7 +67,7 @@ class ClientLog:
             logging.ERROR, f"undelivered {error.name} {topic}", f"not delivered to {topic}: {error}"
         )
 
-    def warning(self, kind: str, text: str) -> None:
+    def tell(self, kind: str, text: str) -> None:
         self._write(logging.WARNING, kind, text)
 
 

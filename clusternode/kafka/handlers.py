@@ -1,0 +1,210 @@
+"""`@routes.kafka(…)`: from a batch of records to the event route that handles them, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import attrs
+import trio
+
+from clusternode.bus.interface import Arrivals, Bus
+from clusternode.core.types import NodeId, ResultCode
+from clusternode.errors import RouteError
+from clusternode.kafka.connections import Connection
+from clusternode.kafka.consumer import ConsumerSettings, Handled
+from clusternode.kafka.reader import Commit
+from clusternode.kafka.records import Record
+from clusternode.kafka.settings import KafkaConnection
+from clusternode.kafka.uri import TOPIC, read_topics
+from clusternode.routes.contexts import AgentContext, Services
+from clusternode.routes.runner import Batch, Group, Make
+from clusternode.routes.table import Handler
+
+LANES_MAX = 100_000
+"""One lane per partition; how many there are is the broker's business."""
+RETRIES_MAX = 1_000_000
+
+
+class Host(Services, Protocol):
+    """The dispatcher, as far as records need it."""
+
+    def record_group(self, handler: Handler, make: Make, lanes_max: int) -> Group: ...
+    def submit(self, group: Group, lane: str, batch: Batch, count: int) -> None: ...
+
+
+class IncomingRecord(AgentContext):
+    """One record of a topic; the argument of a route for Kafka."""
+
+    __slots__ = ("_connection", "failure", "record")
+
+    def __init__(self, services: Services, connection: Connection, record: Record) -> None:
+        super().__init__(services)
+        self._connection = connection
+        self.record = record
+        self.failure: BaseException | None = None
+        """Why the handler failed, once it has."""
+
+    @property
+    def connection(self) -> Connection:
+        """Where it came from; publish by `record.connection.publish(…)`."""
+        return self._connection
+
+    @property
+    def topic(self) -> str:
+        return self.record.topic
+
+    @property
+    def partition(self) -> int:
+        return self.record.partition
+
+    @property
+    def offset(self) -> int:
+        return self.record.offset
+
+    @property
+    def key(self) -> bytes | None:
+        return self.record.key
+
+    @property
+    def payload(self) -> bytes | None:
+        """The value; None is a tombstone."""
+        return self.record.value
+
+    @property
+    def text(self) -> str:
+        """The value as UTF-8; what is not UTF-8 becomes U+FFFD."""
+        return (self.record.value or b"").decode("utf-8", "replace")
+
+    def json(self) -> Any:  # noqa: ANN401  # whatever the value says
+        """Read the value as JSON.
+
+        Raises:
+            ValueError: It is none.
+        """
+        return json.loads(self.record.value or b"")
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        return self.record.headers
+
+    def header(self, name: str) -> bytes | None:
+        return self.record.header(name)
+
+    @property
+    def timestamp_ms(self) -> int:
+        return self.record.timestamp_ms
+
+    def take_failure(self, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = error
+
+    def __repr__(self) -> str:
+        return f"<record {self.topic}/{self.partition} offset {self.offset}>"
+
+
+def consumer_settings(handler: Handler, connection: KafkaConnection, name: str) -> ConsumerSettings:
+    """Check what a route asks for.
+
+    Raises:
+        RouteError: An option is wrong; names the route.
+    """
+    options = handler.records
+    assert options is not None, f"{handler.name} is no route for records"
+    group = options.group or connection.group_id
+    if not group:
+        raise RouteError(f"{handler.name}: group= or [kafka.{connection.name}] group_id is needed")
+    try:
+        topics = read_topics(options.topics)
+    except ValueError as error:
+        raise RouteError(f"{handler.name}: topics: expected {error}") from None
+    try:
+        commit = Commit(options.commit)
+    except ValueError:
+        known = ", ".join(each.value for each in Commit)
+        raise RouteError(f"{handler.name}: commit={options.commit!r}: one of {known}") from None
+    if commit is Commit.AUTO and not connection.enable_auto_commit:
+        raise RouteError(f"{handler.name}: commit='auto' needs enable_auto_commit = true")
+    if not 0 <= options.retries <= RETRIES_MAX:
+        raise RouteError(f"{handler.name}: retries from 0 to {RETRIES_MAX}")
+    dead_letter = options.dead_letter or ""
+    if dead_letter and (not TOPIC.fullmatch(dead_letter) or dead_letter in topics):
+        raise RouteError(f"{handler.name}: dead_letter: expected another topic than it reads")
+    return ConsumerSettings(
+        name=name,
+        topics=topics,
+        group=group,
+        commit=commit,
+        retries=options.retries,
+        dead_letter=dead_letter,
+    )
+
+
+class RouteHandle:
+    """Runs one event route for records; what `Consumer` calls."""
+
+    def __init__(
+        self, host: Host, buses: Mapping[str, Bus], connection: Connection, handler: Handler
+    ) -> None:
+        self._host = host
+        self._buses = buses
+        self._connection = connection
+        self._group = host.record_group(handler, self._make, LANES_MAX)
+
+    def _make(self, arrivals: object, item: Any, /) -> IncomingRecord:  # noqa: ANN401  # as `Make`
+        del arrivals
+        context: IncomingRecord = item
+        return context
+
+    async def __call__(self, records: Sequence[Record], goes_on: Callable[[], bool]) -> Handled:
+        """Handle records in order, in the route's own lane for their partition."""
+        run = _Run(self._host, self._connection, records, goes_on)
+        first = records[0]
+        bus = next(iter(self._buses.values()))
+        arrivals = Arrivals(bus, NodeId(first.topic), [], run.finished)
+        batch = Batch(arrivals, run.items())
+        self._host.submit(self._group, f"{first.topic}/{first.partition}", batch, len(records))
+        await run.ended.wait()
+        self._group.size -= len(records) - run.yielded  # what was never begun
+        return Handled(run.count, run.error)
+
+
+@attrs.define(eq=False)
+class _Run:
+    """One batch in the runner: ends behind the first record that fails."""
+
+    services: Services
+    connection: Connection
+    records: Sequence[Record]
+    goes_on: Callable[[], bool]
+    yielded: int = 0
+    count: int = 0
+    """How many were handled."""
+    settled: int = 0
+    error: str = ""
+    is_over: bool = False
+    """Whether the runner has asked for more and was told that there is none."""
+    ended: trio.Event = attrs.Factory(trio.Event)
+
+    def items(self) -> Iterator[tuple[int, IncomingRecord]]:
+        for ticket, record in enumerate(self.records):
+            if self.yielded and not self.goes_on():
+                break
+            context = IncomingRecord(self.services, self.connection, record)
+            self.yielded += 1
+            yield ticket, context
+            if context.failure is not None:
+                self.error = f"{type(context.failure).__name__}: {context.failure}"
+                break
+            self.count += 1
+        self.is_over = True
+        self._check()
+
+    def finished(self, results: Sequence[tuple[int, ResultCode]]) -> None:
+        self.settled += len(results)
+        self._check()
+
+    def _check(self) -> None:
+        if self.is_over and self.settled >= self.yielded:
+            self.ended.set()

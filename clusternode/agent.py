@@ -31,6 +31,7 @@ from clusternode.core.wire.messages import Close, CloseReason
 from clusternode.errors import ClusternodeError, ConfigError, DuplicateNodeId
 from clusternode.gateways.base import Gateway
 from clusternode.gateways.registry import Configured, read_gateways
+from clusternode.kafka.service import KafkaService, KafkaSettings
 from clusternode.routes.dispatcher import Dispatcher
 from clusternode.routes.events import EventHub
 from clusternode.routes.loader import load_table
@@ -100,8 +101,8 @@ class Agent:
         self._resolver = resolver or DnsResolver(settings.nameservers)
         self._transport = transport or TcpTransport(self._resolver)
         self._credentials: Credentials | None = None
-        self._reload_settings = reload_settings
-        self._has = (has_control, has_signals)
+        self.kafka = KafkaService(KafkaSettings.read(settings.plugins))
+        self._has = (has_control, has_signals, reload_settings)
         self._stopping = trio.Event()
         self._clusters: dict[str, _Cluster] = {}  # cluster name → what belongs to it
         self._dispatcher: Dispatcher | None = None
@@ -153,13 +154,16 @@ class Agent:
             ConfigError: The configuration has one; everything stays as it was.
         """
         await trio.lowlevel.checkpoint()
-        settings = self._reload_settings() if self._reload_settings is not None else self.settings
+        _, _, reload_settings = self._has
+        settings = reload_settings() if reload_settings is not None else self.settings
         check_exposure(settings)
         if self._credentials is not None:
             self._credentials.load()
         found = {name: read_secrets(section) for name, section in settings.clusters.items()}
         self.events.subscriptions.check(_requests(settings), path="subscribe")
+        self.kafka.prepare(KafkaSettings.read(settings.plugins))
         self.dispatcher.reload()
+        self.kafka.reload()
         self.events.declare(settings.routes.events)
         self.events.subscriptions.replace("configuration", _requests(settings), path="subscribe")
         self.settings = attrs.evolve(
@@ -190,6 +194,8 @@ class Agent:
         if self.settings.tls is not None:
             self._credentials = Credentials(self.settings.tls, self.settings.node_id)
             self._transport = TlsTransport(self._transport, self._credentials)
+        self.kafka.prepare(self.kafka.settings)
+        self.kafka.attach()
         table = self._load_table()
         gateways = self._read_gateways()
         try:
@@ -217,7 +223,7 @@ class Agent:
         back_ends: BackendSubscriptions,
         task_status: trio.TaskStatus[None],
     ) -> None:
-        has_control, has_signals = self._has
+        has_control, has_signals, _ = self._has
         self.started_at = trio.current_time()
         async with trio.open_nursery() as nursery:
             if has_signals:
@@ -246,6 +252,7 @@ class Agent:
                 )
             for gateway in self._gateways:
                 await nursery.start(gateway.run)
+            await nursery.start(self.kafka.run, self.dispatcher, self.buses)
             task_status.started()
             await self._stopping.wait()
             await self._leave(back_ends)
@@ -253,6 +260,7 @@ class Agent:
 
     async def _leave(self, back_ends: BackendSubscriptions) -> None:
         """Tell everyone that we leave; nobody can delay it beyond the time limits."""
+        await self.kafka.stop()
         with trio.move_on_after(STOP_HOOKS_TIMEOUT):
             await self.dispatcher.stop()
         await back_ends.drain()
@@ -345,6 +353,7 @@ class Agent:
             file.parent if file is not None else None,
         )
         table.add(make_handler(Kind.REQUEST, VIEW_CHANNEL, answer_view))
+        self.kafka.check(table)
         return table
 
     def _make_dispatcher(self, table: RouteTable) -> Dispatcher:

@@ -35,6 +35,7 @@ from clusternode.kafka.service import KafkaService, KafkaSettings
 from clusternode.routes.dispatcher import Dispatcher
 from clusternode.routes.events import EventHub
 from clusternode.routes.loader import load_table
+from clusternode.routes.permissions import Guard
 from clusternode.routes.subscriptions import SubscriptionRequest
 from clusternode.routes.table import Kind, RouteTable, make_handler
 from clusternode.runtime.acceptor import Acceptor
@@ -69,6 +70,8 @@ class _Cluster:
     bus: MeshBus
     keeper: StateKeeper | None
     known_members: Sequence[KnownMember]
+    guards: list[Guard] = attrs.Factory(list)
+    """Who checks permissions before the routes; one, once there are routes."""
 
 
 class Agent:
@@ -145,7 +148,7 @@ class Agent:
         self._stopping.set()
 
     async def reload(self) -> str:
-        """Load the routes again, the secrets, and the tags and priority of the configuration.
+        """Load the routes again, secrets, permissions, tags and priority of the configuration.
 
         Connections stay open.
 
@@ -175,6 +178,8 @@ class Agent:
                 changed = RecordSettingsChanged(tags, settings.priority)
                 self._clusters[name].driver.feed(changed)
                 self._clusters[name].connections.keyring.secrets = found[name]
+                for guard in self._clusters[name].guards:
+                    guard.install(settings.channels)
         return f"{len(self.dispatcher.routes())} routes"
 
     # --- the life of an agent -------------------------------------------------------------------
@@ -362,6 +367,10 @@ class Agent:
         )
         for bus in self.buses.values():
             dispatcher.attach(bus)
+        for cluster in self._clusters.values():
+            count = cluster.driver.count_forbidden
+            cluster.guards.append(Guard(dispatcher, self.settings.channels, count))
+            cluster.bus.attach(cluster.guards[-1])
         return dispatcher
 
     def _make_back_ends(self, table: RouteTable) -> BackendSubscriptions:

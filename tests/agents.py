@@ -10,9 +10,15 @@ import attrs
 import trio
 
 from clusternode.agent import Agent
-from clusternode.config import AgentSettings, ClusterSection, RoutesSection, TlsSection
+from clusternode.config import (
+    AgentSettings,
+    ChannelSection,
+    ClusterSection,
+    RoutesSection,
+    TlsSection,
+)
 from clusternode.core.settings import DiscoverySettings, HealthSettings, MessagingSettings
-from clusternode.core.types import Address, NodeId
+from clusternode.core.types import Address, ChannelName, NodeId
 from clusternode.testing.fakes import FakeResolver
 from clusternode.testing.memory_transport import MemoryNetwork
 
@@ -35,6 +41,7 @@ def agent_settings(
     secret: Sequence[str] = (),
     secret_file: Path | None = None,
     tls: TlsSection | None = None,
+    channels: Mapping[ChannelName, ChannelSection] | None = None,
 ) -> AgentSettings:
     own = Address.parse(address)
     discovery = DiscoverySettings(
@@ -64,7 +71,7 @@ def agent_settings(
         routes=RoutesSection(file=routes),
         exec_routes=(),
         tls=tls,
-        channels={},
+        channels=channels or {},
         file=None,
     )
 

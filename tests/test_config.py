@@ -23,7 +23,7 @@ from clusternode.config.text import (
     toml_value,
 )
 from clusternode.core.settings import DiscoverySettings, HealthSettings, MessagingSettings
-from clusternode.core.types import Address, OverflowPolicy
+from clusternode.core.types import Address, ChannelName, OverflowPolicy
 from clusternode.errors import ConfigError
 
 FULL = """
@@ -353,3 +353,14 @@ def test_each_of_several_clusters_has_its_own_secret(load):
 
     assert str(settings.clusters["voip"].secret_file) == "/a"
     assert settings.clusters["billing"].secret == ("1234567890123456",)
+
+
+def test_permissions_are_node_ids_tags_or_everyone(load):
+    channel = load('[channel.fraud]\npublish = ["edge-1", "role=registrar", "site="]').channels[
+        ChannelName("fraud")
+    ]
+    assert channel.publish == ("edge-1", "role=registrar", "site=")
+    assert channel.ask == ("*",)
+    for wrong in ("a b", "=x", "a b=c", ""):
+        with pytest.raises(ConfigError, match="KEY=VALUE"):
+            load(f'[channel.fraud]\nask = ["{wrong}"]')

@@ -23,6 +23,7 @@ from clusternode.config.kinds import (
     ENVIRONMENT,
     NAME,
     NAMESERVER,
+    NODES,
     PATH,
     SECRETS,
     SOCKET_PATH,
@@ -268,6 +269,8 @@ CHANNEL_KEYS = derive(
         "ordered": BOOLEAN,
         "concurrency": integer(1, 100_000),
         "queue_size": integer(1, 10_000_000),
+        "publish": list_of(NODES),
+        "ask": list_of(NODES),
     },
 )
 

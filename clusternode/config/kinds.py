@@ -304,3 +304,15 @@ def _convert_secrets(value: object) -> object:
 
 SECRETS = Kind("string", "one or more words", _convert_secrets)
 """From the environment only; values are never shown."""
+
+
+def _check_nodes(text: str) -> object:
+    key, separator, value = text.partition("=")
+    if text == "*" or NAME_PATTERN.fullmatch(text) is not None:
+        return text
+    if not separator or NAME_PATTERN.fullmatch(key) is None or not _is_utf8(value):
+        raise WrongValue
+    return text
+
+
+NODES = text_kind("node", "a node id, a tag as KEY=VALUE, or *", _check_nodes)

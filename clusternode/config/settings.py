@@ -38,6 +38,10 @@ class ChannelSection:
     """How many origins (or, unordered, messages) are handled at a time."""
     queue_size: int = 10_000
     """How many messages may wait for their handlers; beyond it 486."""
+    publish: tuple[str, ...] = ("*",)
+    """Who may send messages: node ids, tags as `role=registrar`, `*` for every member."""
+    ask: tuple[str, ...] = ("*",)
+    """Who may send requests; written as in `publish`."""
 
 
 @attrs.frozen(kw_only=True)

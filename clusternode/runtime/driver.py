@@ -52,6 +52,7 @@ COUNTERS: Final = (
     "loop_lags",
     "names_resolved",
     "names_not_resolved",
+    "messages_forbidden",
 )
 """What a driver counts; the meanings are in docs/operations.md."""
 
@@ -118,6 +119,10 @@ class Driver:
 
     def attach(self, surroundings: Surroundings) -> None:
         self._around = surroundings
+
+    def count_forbidden(self, count: int) -> None:
+        """Count messages and requests that were answered with 403."""
+        self.counters["messages_forbidden"] += count
 
     def start(self, known_members: Sequence[KnownMember] = ()) -> None:
         """Begin: the node joins its cluster."""

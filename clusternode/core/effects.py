@@ -48,8 +48,8 @@ class OutputReady:
 class Write:
     """The answer to `WriteReady`: write these, in order, in one go.
 
-    Without frames when nothing waits any more. The next `WriteReady` is due after the bytes have
-    gone to the kernel if `more` is set, else after the next `OutputReady`.
+    Without frames when nothing waits any more. The next `WriteReady` is due when the bytes have
+    gone to the kernel and either `more` is set or an `OutputReady` has come meanwhile or comes.
     """
 
     connection: ConnectionId

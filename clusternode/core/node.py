@@ -70,6 +70,10 @@ from clusternode.core.wire.messages import (
 )
 from clusternode.core.wire.session import PROTOCOL_MAX, PROTOCOL_MIN
 
+STALLING_WRITE_BYTES = 32 * 1024
+"""A write from this size on may wait for a slow peer, so its end is of interest; half of what a
+kernel buffers at least."""
+
 _POSITIONED = frozenset({Message, Request, Reply, Results})
 
 
@@ -134,7 +138,7 @@ class Node:
             FramesReceived: self._frames_received,
             WriteReady: self._write_ready,
             Publish: self._publish,
-            Handled: lambda handled, now: messaging.handled(handled),
+            Handled: lambda handled, now: messaging.handled(handled, now),
             TimePassed: self._time_passed,
             Ask: self._ask,
             Answer: self._answer,
@@ -223,8 +227,11 @@ class Node:
 
     def _wake(self, node_id: NodeId) -> None:
         link = self._links.open_to(node_id)
-        if link is not None and not link.is_announced and not link.is_writing:
-            if link.control or self._messaging.has_output(node_id):
+        if link is None:
+            return
+        outlet = link.outlet
+        if not outlet.is_announced and not outlet.is_writing:
+            if outlet.control or self._messaging.has_output(node_id):
                 self._links.announce(link)
 
     def _write_ready(self, ready: WriteReady, now: Instant) -> None:
@@ -233,12 +240,18 @@ class Node:
             self._context.effects.append(Write(ready.connection, [], more=False))
             return
         frames, taken = self._links.take(link, ready.bytes_max)
-        if link.phase is Phase.OPEN and taken < ready.bytes_max:
-            frames += self._messaging.take(link.node_id, ready.bytes_max - taken)
-        link.is_announced = False
-        link.is_writing = bool(frames)
-        link.progress_at = now
-        self._context.effects.append(Write(ready.connection, frames, more=bool(frames)))
+        outlet = link.outlet
+        has_more = bool(outlet.control)
+        if link.phase is Phase.OPEN:
+            if taken < ready.bytes_max:
+                data = self._messaging.take(link.node_id, ready.bytes_max - taken)
+                taken += sum([frame.size_bytes for frame in data])
+                frames += data
+            has_more = has_more or self._messaging.has_output(link.node_id)
+        outlet.is_announced = False
+        outlet.is_writing = bool(frames) and (has_more or taken >= STALLING_WRITE_BYTES)
+        outlet.progress_at = now
+        self._context.effects.append(Write(ready.connection, frames, more=outlet.is_writing))
 
     # --- frames ---------------------------------------------------------------------------------
 

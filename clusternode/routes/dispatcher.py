@@ -166,7 +166,7 @@ class Dispatcher:
             detail = str(error)
             self._emit_everywhere(lambda name: RoutesReloaded(name, False, detail))
             raise
-        count = len(self._table.handlers)
+        count = len(self.routes())
         self._emit_everywhere(lambda name: RoutesReloaded(name, True, f"{count} routes"))
 
     def routes(self) -> tuple[RouteSnapshot, ...]:

@@ -15,7 +15,7 @@ from clusternode.config import ExecRoute
 from clusternode.errors import RouteError
 from clusternode.routes.api import table_being_loaded
 from clusternode.routes.execute import exec_handler
-from clusternode.routes.table import RouteTable
+from clusternode.routes.table import RESERVED_PREFIX, RouteTable, is_reserved
 
 _numbers = itertools.count(1)
 _helpers: dict[str, ModuleType] = {}
@@ -44,6 +44,11 @@ def load_table(
     where = directory or (file.parent if file is not None else Path.cwd())
     for route in exec_routes:
         table.add(exec_handler(route, where))
+    for handler in table.handlers:
+        if is_reserved(handler.on):
+            raise RouteError(
+                f"{handler.name}: channels that begin with {RESERVED_PREFIX} are the agent's own"
+            )
     return table
 
 

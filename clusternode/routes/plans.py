@@ -20,7 +20,14 @@ from clusternode.routes.contexts import (
 )
 from clusternode.routes.events import EventHub
 from clusternode.routes.runner import Budget, Group, Make
-from clusternode.routes.table import Handler, HandlerFunction, Kind, Refuse, RouteTable
+from clusternode.routes.table import (
+    Handler,
+    HandlerFunction,
+    Kind,
+    Refuse,
+    RouteTable,
+    is_reserved,
+)
 
 EVENTS_MAX = 10_000
 """Events that may wait for one event route; as many as a channel's default `queue_size`."""
@@ -37,7 +44,9 @@ class Plan:
 
     @property
     def channels(self) -> list[str]:
-        return sorted({*self.messages, *self.requests})
+        """Return what others are told that we listen to."""
+        heard = {*self.messages, *self.requests}
+        return sorted(channel for channel in heard if not is_reserved(channel))
 
 
 class BackgroundCall(AgentContext):

@@ -33,6 +33,14 @@ class Refuse(ClusternodeError):
             raise RouteError(f"Refuse({code}): expected one of {known}") from None
 
 
+RESERVED_PREFIX = "clusternode:"
+"""Channels of the agents themselves: not told to others, not for routes."""
+
+
+def is_reserved(channel: str) -> bool:
+    return channel.startswith(RESERVED_PREFIX)
+
+
 class Kind(enum.Enum):
     """What a handler is for."""
 
@@ -138,6 +146,8 @@ class RouteTable:
 
     def snapshots(self) -> Iterator[RouteSnapshot]:
         for each in self.handlers:
+            if is_reserved(each.on):
+                continue
             yield RouteSnapshot(
                 each.name,
                 each.kind.value,

@@ -173,7 +173,7 @@ class Driver:
             self._is_busy = False
         deadline = self.node.next_deadline()
         if deadline is not None and deadline < self._armed:
-            self._armed = max(deadline, self._excused)
+            self._armed = max(deadline, now)
             if self._timer is not None:
                 self._timer.deadline = self._armed
 

@@ -194,7 +194,7 @@ def check_links(node: Node) -> None:
             assert links.is_open_to(link.node_id)
         if link.phase in (Phase.OPEN, Phase.RESUMING):
             assert link.node_id in node._messaging.deliveries.streams
-        assert link.control_bytes == sum(frame.size_bytes for frame in link.control)
+        assert link.outlet.control_bytes == sum(frame.size_bytes for frame in link.outlet.control)
     assert sum(len(links.of(one)) for one in links._by_node) == len(links.every())
 
 

@@ -118,3 +118,16 @@ def test_a_decorator_outside_of_a_load_only_returns_its_function():
 def test_a_wrong_exec_route_is_refused(tmp_path, on):
     with pytest.raises(RouteError):
         load_table(None, [ExecRoute(on=on, exec=("true",))], tmp_path)
+
+
+def test_a_channel_of_the_agents_themselves_is_refused(tmp_path):
+    file = tmp_path / "routes.py"
+    file.write_text(
+        "from clusternode import routes\n"
+        "@routes.request('clusternode:view')\n"
+        "def view(request):\n"
+        "    return None\n"
+    )
+
+    with pytest.raises(RouteError, match="the agent's own"):
+        load_table(file)

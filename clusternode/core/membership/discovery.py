@@ -263,6 +263,9 @@ class Discovery:
             self._try_next_candidates(target, now)
             if self._is_parked(target):
                 self._context.timers.cancel(("dial", address))
+            elif failure is DialFailure.CLOSED and target.failures == 1:
+                # The last that a dying process accepted: the next dial tells whether it is gone.
+                self._schedule(address, now)
             else:
                 self._schedule(address, now + self._backoff(target.failures))
         self._announce(target)

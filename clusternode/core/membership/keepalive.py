@@ -65,12 +65,14 @@ class Keepalive:
 
     def tick(self, node_id: NodeId, position_mark: int, now: Instant) -> bool:
         """Begin the next round for a member; tells whether it must be dialled for that."""
-        settings = self._context.settings.health
-        interval = self._context.jittered(settings.ping_interval)
-        self._context.timers.set(("ping", node_id), now + interval)
+        self._next_round(node_id, now)
         if node_id in self._open:
             return False
         return self.ping(node_id, position_mark, now)
+
+    def _next_round(self, node_id: NodeId, now: Instant) -> None:
+        interval = self._context.settings.health.ping_interval
+        self._context.timers.set(("ping", node_id), now + self._context.jittered(interval))
 
     def ping(self, node_id: NodeId, position_mark: int, now: Instant) -> bool:
         """Open a ping unless one is; tells whether the member must be dialled for it."""
@@ -82,6 +84,10 @@ class Keepalive:
             self._open[node_id] = ping
             self._context.timers.set(("pong", node_id), ping.deadline)
             self._context.count("pings_opened")
+            if ("ping", node_id) in self._context.timers:
+                # A ping out of turn takes the place of the next one: a peer that has just gone
+                # gets a whole interval to come back before its next failure.
+                self._next_round(node_id, now)
             if link is not None:
                 self._links.send(link, Ping(ping.number, self._members.digest))
         return link is None
@@ -167,7 +173,8 @@ class Keepalive:
     @staticmethod
     def _is_draining(link: Link, ping: OpenPing) -> bool:
         """Tell whether our bytes to the peer have moved since the ping but are not all gone."""
-        return (link.is_writing or link.is_announced) and link.progress_at > ping.checked_at
+        outlet = link.outlet
+        return (outlet.is_writing or outlet.is_announced) and outlet.progress_at > ping.checked_at
 
     def failed(self, node_id: NodeId, row: Row, *, is_protected: bool, now: Instant) -> Health:
         """Count a failed ping and return the status after it."""

@@ -40,6 +40,21 @@ class Phase(enum.Enum):
 
 
 @attrs.define(eq=False)
+class Outlet:
+    """What waits to be written on one connection, and what its writer is known to do."""
+
+    progress_at: Instant
+    """When the writer last took something or was done with it."""
+    control: deque[Frame] = attrs.Factory(deque)
+    """Frames without a position; written before all data."""
+    control_bytes: int = 0
+    is_announced: bool = False
+    """Whether OutputReady was given and WriteReady has not come yet."""
+    is_writing: bool = False
+    """Whether a Write was given whose end WriteReady will tell, and it has not come yet."""
+
+
+@attrs.define(eq=False)
 class Link:
     """One connection whose HELLOs are exchanged."""
 
@@ -50,9 +65,7 @@ class Link:
     remote: str
     connected_at: Instant
     phase: Phase
-    control: deque[Frame] = attrs.Factory(deque)
-    """Frames without a position; written before all data."""
-    control_bytes: int = 0
+    outlet: Outlet
     held_resume: Resume | None = None
     """The peer's Resume, while an older connection still has to end or to prove itself."""
     close_reason: int | None = None
@@ -61,21 +74,15 @@ class Link:
     """When the last digest exchange began."""
     is_settled: bool = False
     """Whether the peer has our record for certain, so that digests can be compared."""
-    is_announced: bool = False
-    """Whether OutputReady was given and WriteReady has not come yet."""
-    is_writing: bool = False
-    """Whether a Write with frames was given and the next WriteReady has not come yet."""
-    progress_at: Instant = 0.0
-    """When the writer last took something or was done with it."""
 
 
 class StreamsOfLinks(Protocol):
     """What membership needs to know of messaging."""
 
     def resume_of(self, node_id: NodeId, hello: Hello) -> Resume: ...
-    def resumed_untrusted(self, node_id: NodeId, resume: Resume) -> bool: ...
+    def resumed_untrusted(self, node_id: NodeId, resume: Resume, now: Instant) -> bool: ...
     def disconnected(self, node_id: NodeId, now: Instant, *, blames_frame: bool) -> None: ...
-    def gone(self, node_id: NodeId) -> None: ...
+    def gone(self, node_id: NodeId, now: Instant) -> None: ...
     def disabled(self, node_id: NodeId) -> None: ...
     def position_mark(self, node_id: NodeId) -> int: ...
     def renumbered(self, incarnation: Incarnation) -> None: ...
@@ -131,7 +138,7 @@ class Links:
             connected.remote,
             now,
             Phase.PROVING,
-            progress_at=now,
+            Outlet(now),
         )
         self._by_connection[link.connection] = link
         self._by_node.setdefault(link.node_id, {})[link.connection] = link
@@ -187,27 +194,30 @@ class Links:
         A peer that asks without reading the answers gets no more of them (`CONTROL_BYTES_MAX`).
         """
         frame = frame_of(message)
-        if link.control_bytes + frame.size_bytes > CONTROL_BYTES_MAX:
+        outlet = link.outlet
+        if outlet.control_bytes + frame.size_bytes > CONTROL_BYTES_MAX:
             self._context.count("control_frames_dropped")
             return
-        link.control.append(frame)
-        link.control_bytes += frame.size_bytes
+        outlet.control.append(frame)
+        outlet.control_bytes += frame.size_bytes
         self.announce(link)
 
     @staticmethod
     def take(link: Link, bytes_max: int) -> tuple[list[Frame], int]:
         """Return the control frames for one write, and their size."""
+        outlet = link.outlet
         frames: list[Frame] = []
         taken = 0
-        while link.control and taken < bytes_max:
-            frame = link.control.popleft()
+        while outlet.control and taken < bytes_max:
+            frame = outlet.control.popleft()
             taken += frame.size_bytes
             frames.append(frame)
-        link.control_bytes -= taken
+        outlet.control_bytes -= taken
         return frames, taken
 
     def announce(self, link: Link) -> None:
         """Say that something waits to be written, unless that is known already."""
-        if not link.is_announced and not link.is_writing:
-            link.is_announced = True
+        outlet = link.outlet
+        if not outlet.is_announced and not outlet.is_writing:
+            outlet.is_announced = True
             self._context.effects.append(OutputReady(link.connection))

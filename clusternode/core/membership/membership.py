@@ -172,7 +172,7 @@ class Membership:
         if link.phase is Phase.WAITING:
             self.links.send(link, self._streams.resume_of(link.node_id, link.hello))
             link.phase = Phase.RESUMING
-        if self._streams.resumed_untrusted(link.node_id, resume):
+        if self._streams.resumed_untrusted(link.node_id, resume, now):
             self._opened(link, now)
         else:
             self.misbehaved(link, "Resume with positions that were never given", now)
@@ -255,7 +255,7 @@ class Membership:
             return
         if row.health is Health.LEFT:
             if not others:
-                self._streams.gone(node_id)
+                self._streams.gone(node_id, now)
                 self.discovery.forget_node(node_id, now)
         elif row.health is Health.REMOVED:
             self.discovery.disconnected(node_id, now, self._context.settings.discovery.redial_max)
@@ -386,7 +386,7 @@ class Membership:
         self.keepalive.unwatch(node_id)
         for link in self.links.of(node_id):
             self._drop(link, CloseReason.REMOVED, now)
-        self._streams.gone(node_id)
+        self._streams.gone(node_id, now)
         row = self.members.rows[node_id]
         address = address_of_untrusted(row.record.address)
         if address is not None:
@@ -464,7 +464,7 @@ class Membership:
         self.keepalive.unwatch(node_id)
         self._streams.disabled(node_id)
         if not self.links.of(node_id):
-            self._streams.gone(node_id)
+            self._streams.gone(node_id, now)
             self.discovery.forget_node(node_id, now)
 
     # --- housekeeping ---------------------------------------------------------------------------
@@ -490,7 +490,7 @@ class Membership:
         if row.health not in (Health.LEFT, Health.REMOVED):
             self.members.set_health(row, Health.REMOVED, "nobody has heard from it", now)
         self.keepalive.unwatch(node_id)
-        self._streams.gone(node_id)
+        self._streams.gone(node_id, now)
         self.discovery.forget_node(node_id, now)
         self.members.forget(node_id)
         self.memory.changed(now)

@@ -68,7 +68,7 @@ class Deliveries:
         stream.is_bound = True
         return Resume(stream.receiving.last_received, stream.sending.first_held)
 
-    def resumed_untrusted(self, node_id: NodeId, resume: Resume) -> bool:
+    def resumed_untrusted(self, node_id: NodeId, resume: Resume, now: Instant) -> bool:
         """Take the peer's Resume; tells whether it is possible."""
         stream = self.streams.get(node_id)
         if stream is None or not stream.sending.resume_untrusted(resume.last_received):
@@ -85,7 +85,7 @@ class Deliveries:
             self.conclude(node_id, (given_up,), ResultCode.BAD_REQUEST)
         sending.resend_all()
         if stream.waiting:
-            self._context.timers.set(("wait", node_id), stream.unbound_at)  # at once
+            self._context.timers.set(("wait", node_id), now)
         return True
 
     def unbind(self, node_id: NodeId, now: Instant, *, blames_frame: bool) -> Stream | None:
@@ -105,7 +105,7 @@ class Deliveries:
         if not (stream.is_opened or stream.held_bytes or stream.waiting):
             self._end(stream)
             return None
-        self.schedule_expiry(stream)
+        self.schedule_expiry(stream, now)
         return stream
 
     def _unacknowledged_bytes_max(self, stream: Stream) -> int:
@@ -291,14 +291,14 @@ class Deliveries:
                 self._end(stream)
                 return
         self.admit_waiting(node_id, now)
-        self.schedule_expiry(stream)
+        self.schedule_expiry(stream, now)
 
-    def schedule_expiry(self, stream: Stream) -> None:
+    def schedule_expiry(self, stream: Stream, now: Instant) -> None:
         """Set the timer for whatever `expire` has to do next."""
         deadline = stream.next_deadline(self._settings.delivery_timeout)
         stream.is_expiry_set = deadline is not None
         if deadline is not None:
-            self._context.timers.set(("expire", stream.node_id), deadline)
+            self._context.timers.set(("expire", stream.node_id), max(deadline, now))
 
     def flush(self) -> None:
         """Hand out the results of this step, if there are any."""

@@ -157,7 +157,7 @@ class Messaging:
             request,
         )
 
-    def handled(self, handled: Handled) -> None:
+    def handled(self, handled: Handled, now: Instant) -> None:
         """Send the results of messages whose handlers have ended."""
         stream = self.deliveries.streams.get(handled.origin)
         if stream is not None:
@@ -166,7 +166,7 @@ class Messaging:
                 stream.put_results(handled.results)
                 self.deliveries.wake(handled.origin)
                 if stream.is_forgettable:
-                    self.deliveries.schedule_expiry(stream)
+                    self.deliveries.schedule_expiry(stream, now)
         elif handled.origin == self._node_id:
             for position, code in handled.results:
                 self.deliveries.local.handled(position, code)
@@ -235,9 +235,9 @@ class Messaging:
         """Fix the positions for a connection: what we have taken and what we can still send."""
         return self.deliveries.bind(node_id, hello)
 
-    def resumed_untrusted(self, node_id: NodeId, resume: Resume) -> bool:
+    def resumed_untrusted(self, node_id: NodeId, resume: Resume, now: Instant) -> bool:
         """Take the peer's side of it; tells whether it is possible."""
-        return self.deliveries.resumed_untrusted(node_id, resume)
+        return self.deliveries.resumed_untrusted(node_id, resume, now)
 
     def disconnected(self, node_id: NodeId, now: Instant, *, blames_frame: bool) -> None:
         """The connection has ended; the stream waits for the next one."""
@@ -245,7 +245,7 @@ class Messaging:
         if stream is not None and stream.is_ending:
             self.requests.gone(node_id)
 
-    def gone(self, node_id: NodeId) -> None:
+    def gone(self, node_id: NodeId, now: Instant) -> None:
         """A member has left or was removed: nothing more can come once it is not connected.
 
         While it is, its results and replies still come: a leaving node ends what it has begun.
@@ -256,7 +256,7 @@ class Messaging:
             if stream.is_bound:
                 return
             self.deliveries.abandon(stream)
-            self.deliveries.schedule_expiry(stream)
+            self.deliveries.schedule_expiry(stream, now)
         self.requests.gone(node_id)
 
     def disabled(self, node_id: NodeId) -> None:

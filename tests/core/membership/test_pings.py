@@ -210,8 +210,8 @@ def test_a_ping_whose_bytes_are_still_draining_gets_more_time():
         lone.pass_time(0.1)
     link = lone.node._links.get(connection)
     assert link is not None
-    link.is_writing = True
-    link.progress_at = lone.now + 1.0
+    link.outlet.is_writing = True
+    link.outlet.progress_at = lone.now + 1.0
     lone.pass_time(2.5)
     assert lone.status("n9") == "active"
 

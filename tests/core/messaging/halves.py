@@ -173,7 +173,7 @@ class Half:
         now, self.to_handle = self.to_handle[:count], self.to_handle[count:]
         for origin, incarnation, position, _ in now:
             handled = Handled(NodeId(origin), Incarnation(incarnation), [(position, code)])
-            self.do(self.messaging.handled, handled)
+            self.do(self.messaging.handled, handled, self.now)
         return [message for *_, message in now]
 
     def handle_request(self, *replies: bytes) -> Request:
@@ -188,7 +188,7 @@ class Half:
         self.do(self.messaging.disconnected, NodeId(node_id), self.now, blames_frame=blames)
 
     def gone(self, node_id: str) -> None:
-        self.do(self.messaging.gone, NodeId(node_id))
+        self.do(self.messaging.gone, NodeId(node_id), self.now)
 
     def disabled(self, node_id: str) -> None:
         self.do(self.messaging.disabled, NodeId(node_id))
@@ -295,7 +295,8 @@ class Cable:
     def _take_resume(self, half: Half, resume: Resume) -> None:
         if half is self.right:
             self._send_resume(half)
-        assert half.do(half.messaging.resumed_untrusted, self.other(half).node_id, resume)
+        resumed = half.messaging.resumed_untrusted
+        assert half.do(resumed, self.other(half).node_id, resume, half.now)
         self.open[half.node_id] = True
 
     def cut(self, *, blames: Half | None = None) -> None:

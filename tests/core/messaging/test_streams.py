@@ -510,9 +510,9 @@ def test_a_resume_with_positions_that_were_never_given_is_refused():
     cable.cut()
     a.do(a.messaging.resume_of, NodeId("b"), Half("b").hello)
 
-    assert not a.messaging.resumed_untrusted(NodeId("b"), Resume(2, 1))
-    assert not a.messaging.resumed_untrusted(NodeId("nobody"), Resume(0, 1))
-    assert a.messaging.resumed_untrusted(NodeId("b"), Resume(1, 2**63 - 1))
+    assert not a.messaging.resumed_untrusted(NodeId("b"), Resume(2, 1), a.now)
+    assert not a.messaging.resumed_untrusted(NodeId("nobody"), Resume(0, 1), a.now)
+    assert a.messaging.resumed_untrusted(NodeId("b"), Resume(1, 2**63 - 1), a.now)
 
 
 def test_a_type_that_is_not_known_ends_with_bad_request():

@@ -31,6 +31,7 @@ from clusternode.core.wire.messages import Close, Hello, WireMessage
 from clusternode.core.wire.session import Session
 from clusternode.errors import RemoteProtocolError
 from clusternode.runtime import tls
+from clusternode.runtime.bounds import READ_SIZE, WRITE_SIZE
 from clusternode.runtime.driver import Driver
 from clusternode.runtime.handshake import (
     FAREWELL_TIMEOUT,
@@ -46,17 +47,10 @@ from clusternode.runtime.transport import DialError, Transport, Wire
 
 logger = logging.getLogger(__name__)
 
-READ_SIZE: Final = 256 * 1024
-"""Some thousand small messages in one pass; above that nothing is gained."""
-WRITE_SIZE: Final = 256 * 1024
-"""What one write takes; about what the kernel takes at once."""
-
 COUNTERS: Final = (
     "connections_opened",
     "connections_lost",
-    "dials",
     "dials_failed",
-    "peers_misbehaved",
     "handshakes_failed",
     "authentications_failed",
     "strangers_refused",
@@ -167,7 +161,6 @@ class Connections:
         """Dial, shake hands, and serve the connection to its end."""
         if self._is_closing:
             return
-        self._counters["dials"] += 1
         timeout = self.settings.discovery.handshake_timeout
         deadline = trio.current_time() + timeout
         session = Session.dial(self.hello(), self.keyring.secrets)
@@ -275,7 +268,6 @@ class Connections:
             return  # the node disconnected it for one of the messages before
         peer, remote = connection.session.peer, connection.wire.remote
         assert peer is not None
-        self._counters["peers_misbehaved"] += 1
         self._log.warn_about(
             connection.wire.remote_host,
             "peer %s at %s broke the protocol: %s",

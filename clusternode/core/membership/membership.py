@@ -190,7 +190,7 @@ class Membership:
         self.links.send(link, Records([self.members.own]))
         self.keepalive.watch(node_id, now)
         self.keepalive.ping_again(node_id, self._streams.position_mark(node_id), now)
-        self._context.count("connections_opened")
+        self._context.count("links_opened")
         self.memory.changed(now)
 
     # --- connections that end -------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_a_resume_that_the_smaller_id_has_outdated_does_not_close_the_open_conne
     lone.receive(ours, Close(CloseReason.DUPLICATE_CONNECTION))
     lone.feed(Disconnected(ours))
     assert lone.is_open("n1")
-    assert lone.count("connections_opened") == 1
+    assert lone.count("links_opened") == 1
 
 
 def test_a_resume_that_was_held_back_opens_its_connection_when_the_other_one_ends():

@@ -9,46 +9,53 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final
 
+import attrs
 import trio
 
 from clusternode.core.types import Seconds
-from clusternode.core.wire.messages import Hello
+from clusternode.core.wire.messages import CloseReason, Hello, WireMessage
 from clusternode.core.wire.session import Session
+from clusternode.runtime import bounds
 from clusternode.runtime.connections import Connections
-from clusternode.runtime.handshake import HandshakeError, shake_hands
+from clusternode.runtime.handshake import HandshakeError, close_politely, shake_hands
 from clusternode.runtime.logs import RateLimitedLog
 from clusternode.runtime.transport import Listener, Wire
 
 logger = logging.getLogger(__name__)
 
-CONNECTIONS_MAX: Final = 4096
-"""Accepted connections at a time: four times a cluster of a thousand."""
-CONNECTIONS_PER_HOST_MAX: Final = 256
-"""Accepted connections from one IP address: a whole cluster behind one address, or on loopback."""
-HANDSHAKES_MAX: Final = 512
-"""Connections that have not said who they are yet."""
+
+@attrs.define(eq=False)
+class _Stranger:
+    """A connection that has not proved who it is."""
+
+    host: str
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
 
 
 class Acceptor:
-    """Serves one listener, which belongs to the caller."""
+    """Serves one listener, which belongs to the caller.
+
+    Those who have proved who they are keep their places. Among those who have not, the newest
+    are preferred: an honest node proves itself within a round trip, an attacker never.
+    """
 
     def __init__(
         self,
         listener: Listener,
         clusters: Mapping[str, Connections],
         *,
-        connections_max: int = CONNECTIONS_MAX,
-        connections_per_host_max: int = CONNECTIONS_PER_HOST_MAX,
-        handshakes_max: int = HANDSHAKES_MAX,
+        connections_max: int = bounds.CONNECTIONS_MAX,
+        connections_per_host_max: int = bounds.CONNECTIONS_PER_HOST_MAX,
+        handshakes_max: int = bounds.HANDSHAKES_MAX,
+        handshakes_per_host_max: int = bounds.HANDSHAKES_PER_HOST_MAX,
     ) -> None:
         self._listener = listener
         self._clusters = clusters  # cluster name → who is its node
-        self._limits = (connections_max, connections_per_host_max, handshakes_max)
-        self._per_host: Counter[str] = Counter()
-        self._total = 0
-        self._handshakes = 0
+        self._limits = (connections_max, connections_per_host_max)
+        self._handshake_limits = (handshakes_max, handshakes_per_host_max)
+        self._per_host: Counter[str] = Counter()  # host → connections that have proved themselves
+        self._strangers: dict[str, dict[_Stranger, None]] = {}  # host → the others, oldest first
         self._timeout: Seconds = max(
             connections.settings.discovery.handshake_timeout for connections in clusters.values()
         )
@@ -62,51 +69,79 @@ class Acceptor:
             task_status.started()
             while True:
                 wire = await self._listener.accept()
-                problem = self._full(wire.remote_host)
-                if problem is None:
-                    nursery.start_soon(self._greet, wire)
-                    continue
-                self.refused += 1
-                self._count("strangers_refused")
-                self._log.warn_about(problem, "refused %s: %s", wire.remote, problem)
-                await trio.aclose_forcefully(wire.stream)
+                stranger = self._admit(wire.remote_host)
+                nursery.start_soon(self._greet, wire, stranger)
 
-    def _full(self, host: str) -> str | None:
-        """Take a place for a connection from a host, or say which bound is reached."""
-        connections_max, per_host_max, handshakes_max = self._limits
-        if self._total >= connections_max:
-            return f"{connections_max} connections are open"
-        if self._per_host[host] >= per_host_max:
-            return f"{per_host_max} connections from {host} are open"
-        if self._handshakes >= handshakes_max:
-            return f"{handshakes_max} connections have not said who they are"
-        self._total += 1
-        self._per_host[host] += 1
-        self._handshakes += 1
-        return None
+    def _admit(self, host: str) -> _Stranger:
+        """Give a newcomer a place, if need be that of the one who has said nothing for longest."""
+        total_max, per_host_max = self._handshake_limits
+        if len(self._strangers.get(host, ())) >= per_host_max:
+            self._evict(host, f"{per_host_max} connections from {host} have not proved themselves")
+        elif sum(map(len, self._strangers.values())) >= total_max:
+            busiest = max(self._strangers, key=lambda one: len(self._strangers[one]))
+            self._evict(busiest, f"{total_max} connections have not proved themselves")
+        stranger = _Stranger(host)
+        self._strangers.setdefault(host, {})[stranger] = None
+        return stranger
 
-    async def _greet(self, wire: Wire) -> None:
+    def _evict(self, host: str, problem: str) -> None:
+        oldest = next(iter(self._strangers[host]))
+        self._forget(oldest)
+        oldest.scope.cancel()
+        self._refused(host, problem)
+
+    def _refused(self, host: str, problem: str) -> None:
+        self.refused += 1
+        self._count("strangers_refused")
+        self._log.warn_about(problem, "refused a connection of %s: %s", host, problem)
+
+    def _forget(self, stranger: _Stranger) -> None:
+        of_host = self._strangers.get(stranger.host, {})
+        of_host.pop(stranger, None)
+        if not of_host:
+            self._strangers.pop(stranger.host, None)
+
+    async def _greet(self, wire: Wire, stranger: _Stranger) -> None:
         session = Session.listen(self._hello_for, self._secrets_for)
-        try:
+        early: list[WireMessage] | None = None
+        with stranger.scope:
             try:
                 early = await shake_hands(wire.stream, session, self._timeout)
             except HandshakeError as error:
-                self.handshakes_failed += 1
-                self._count("handshakes_failed")
-                if error.is_authentication:
-                    self._count("authentications_failed")
-                host = wire.remote_host
-                self._log.warn_about(host, "handshake with %s failed: %s", wire.remote, error)
-                return
-            finally:
-                self._handshakes -= 1
-            assert session.peer is not None
+                self._failed(wire, error)
+        self._forget(stranger)
+        if early is None:
+            return
+        assert session.peer is not None
+        problem = self._full(stranger.host)
+        if problem is not None:
+            self._refused(stranger.host, problem)
+            await close_politely(wire.stream, Session.close_bytes(CloseReason.LIMIT, problem))
+            return
+        self._per_host[stranger.host] += 1
+        try:
             await self._clusters[session.peer.cluster].serve(wire, session, early)
         finally:
-            self._total -= 1
-            self._per_host[wire.remote_host] -= 1
-            if not self._per_host[wire.remote_host]:
-                del self._per_host[wire.remote_host]
+            self._per_host[stranger.host] -= 1
+            if not self._per_host[stranger.host]:
+                del self._per_host[stranger.host]
+
+    def _failed(self, wire: Wire, error: HandshakeError) -> None:
+        self.handshakes_failed += 1
+        self._count("handshakes_failed")
+        if error.is_authentication:
+            self._count("authentications_failed")
+        host = wire.remote_host
+        self._log.warn_about(host, "handshake with %s failed: %s", wire.remote, error)
+
+    def _full(self, host: str) -> str | None:
+        """Say which bound of those who have proved themselves is reached."""
+        connections_max, per_host_max = self._limits
+        if self._per_host.total() >= connections_max:
+            return f"{connections_max} connections are open"
+        if self._per_host[host] >= per_host_max:
+            return f"{per_host_max} connections from {host} are open"
+        return None
 
     def _count(self, name: str) -> None:
         """Count in every cluster of this address: a stranger has not said which one it wants."""

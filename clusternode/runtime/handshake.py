@@ -15,9 +15,8 @@ from clusternode.core.wire.messages import Close, CloseReason, WireMessage
 from clusternode.core.wire.session import Session
 from clusternode.errors import PeerGone, RemoteProtocolError
 from clusternode.runtime import tls
+from clusternode.runtime.bounds import HANDSHAKE_READ_SIZE
 
-HANDSHAKE_READ_SIZE: Final = 16 * 1024
-"""A HELLO and what a peer sends right after it; the rest is read when the handshake is over."""
 FAREWELL_TIMEOUT: Final[Seconds] = 0.5
 """To get a CLOSE out, and the other side to close: less than the second that a stop may take."""
 

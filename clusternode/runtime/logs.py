@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from typing import Final
+from collections import OrderedDict, deque
 
 import attrs
 import trio
 
 from clusternode.core.types import Instant, Seconds
-
-INTERVAL: Final[Seconds] = 60.0
-"""Between two lines about the same thing."""
-KEYS_MAX: Final = 256
-"""Things of which the last line is remembered; the oldest is forgotten."""
+from clusternode.runtime.bounds import LOG_INTERVAL, LOG_KEYS_MAX, LOG_LINES_MAX
 
 
 @attrs.define
@@ -24,12 +19,17 @@ class _Last:
 
 
 class RateLimitedLog:
-    """Writes at most one line per key and interval, and says how many it has left out."""
+    """Writes at most one line per key and interval, and says how many it has left out.
 
-    def __init__(self, logger: logging.Logger, interval: Seconds = INTERVAL) -> None:
+    All keys together get `LOG_LINES_MAX` lines in an interval.
+    """
+
+    def __init__(self, logger: logging.Logger, interval: Seconds = LOG_INTERVAL) -> None:
         self._logger = logger
         self._interval = interval
         self._last: OrderedDict[str, _Last] = OrderedDict()  # key → its last line
+        self._lines: deque[Instant] = deque(maxlen=LOG_LINES_MAX)  # when the last were written
+        self._dropped = 0
 
     def warn_about(self, key: str, text: str, *arguments: object) -> None:
         """Log a warning, unless one with this key was logged within the interval."""
@@ -38,10 +38,18 @@ class RateLimitedLog:
         if last is not None and now - last.at < self._interval:
             last.suppressed += 1
             return
+        is_full = len(self._lines) == LOG_LINES_MAX
+        if is_full and now - self._lines[0] < self._interval:
+            self._dropped += 1
+            return
         if last is not None and last.suppressed:
             text += f" (and {last.suppressed} more like this)"
+        if self._dropped:
+            text += f" ({self._dropped} warnings about others were left out)"
+            self._dropped = 0
+        self._lines.append(now)
         self._last[key] = _Last(now)
         self._last.move_to_end(key)
-        if len(self._last) > KEYS_MAX:
+        if len(self._last) > LOG_KEYS_MAX:
             self._last.popitem(last=False)
         self._logger.warning(text, *arguments)

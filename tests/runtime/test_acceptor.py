@@ -140,37 +140,89 @@ def connections_of(transport):
         cluster="voip",
         incarnation=Incarnation(1),
         address=Address.parse(SEED),
+        nonce=b"n" * 16,
     )
     return Connections(Driver(settings), transport, Jobs())
 
 
-@pytest.mark.parametrize("limits", [(2, 9, 9), (9, 2, 9), (9, 9, 2)])
-async def test_connections_beyond_a_limit_are_closed_and_counted(autojump_clock, caplog, limits):
-    network = MemoryNetwork()
+@contextlib.asynccontextmanager
+async def accepting(network, **limits):
+    """An acceptor at n1 that nobody else uses."""
     listener = await network.transport("n1").listen(Address("tcp", "n1", 1))
-    total, per_host, handshakes = limits
-    acceptor = Acceptor(
-        listener,
-        {"voip": connections_of(network.transport("n1"))},
-        connections_max=total,
-        connections_per_host_max=per_host,
-        handshakes_max=handshakes,
-    )
+    acceptor = Acceptor(listener, {"voip": connections_of(network.transport("n1"))}, **limits)
     async with trio.open_nursery() as nursery:
         await nursery.start(acceptor.run)
-        streams = [
-            (await network.transport(STRANGER).dial(listener.address, 1.0)).stream for _ in range(4)
-        ]
-        await eventually(lambda: acceptor.refused == 2)
-
-        assert not await streams[2].receive_some(1)
-        assert len(caplog.messages) == 1
-        await trio.sleep(10)  # the first two run into the handshake timeout
-        assert acceptor.handshakes_failed == 2
-        await network.transport(STRANGER).dial(listener.address, 1.0)
-        await trio.testing.wait_all_tasks_blocked()
-        assert acceptor.refused == 2  # there is room again
+        yield acceptor, listener.address
         nursery.cancel_scope.cancel()
+
+
+async def knock(network, address, host=STRANGER):
+    stream = (await network.transport(host).dial(address, 1.0)).stream
+    await trio.testing.wait_all_tasks_blocked()
+    return stream
+
+
+@pytest.mark.parametrize("limits", [(3, 9), (9, 3)])
+async def test_among_strangers_the_oldest_gives_way(autojump_clock, caplog, limits):
+    network = MemoryNetwork()
+    total, per_host = limits
+    async with accepting(network, handshakes_max=total, handshakes_per_host_max=per_host) as (
+        acceptor,
+        address,
+    ):
+        streams = [await knock(network, address) for _ in range(3)]
+        assert acceptor.refused == 0  # at the limit
+
+        streams += [await knock(network, address) for _ in range(2)]  # one past it, twice
+
+        assert acceptor.refused == 2
+        assert not await streams[0].receive_some(1)
+        assert not await streams[1].receive_some(1)
+        assert len(caplog.messages) == 1
+        await trio.sleep(10)  # the other three run into the handshake timeout
+        assert acceptor.handshakes_failed == 3
+        await knock(network, address)
+        assert acceptor.refused == 2
+
+
+async def test_a_host_that_knocks_all_the_time_takes_no_places_of_others(autojump_clock):
+    network = MemoryNetwork()
+    async with accepting(network, handshakes_max=10, handshakes_per_host_max=6) as (
+        acceptor,
+        address,
+    ):
+        patient = [await knock(network, address, f"10.0.0.{number}") for number in range(4)]
+        for _ in range(20):
+            await knock(network, address)
+        await knock(network, address, "10.0.0.9")
+
+        for stream in patient:
+            await stream.send_all(b"CLN1")
+        assert acceptor.refused == 15  # all of them of the one that knocks
+
+
+@pytest.mark.parametrize("limits", [(2, 9), (9, 2)])
+async def test_connections_beyond_a_limit_are_closed_with_the_reason(
+    autojump_clock, caplog, limits
+):
+    network = MemoryNetwork()
+    total, per_host = limits
+    async with accepting(network, connections_max=total, connections_per_host_max=per_host) as (
+        acceptor,
+        address,
+    ):
+        closes = []
+        for number in range(3):
+            stream = await knock(network, address)
+            session = Session.dial(hello(node_id=f"s{number}"))
+            await stream.send_all(session.data_to_send())
+            await trio.testing.wait_all_tasks_blocked()
+            if number == 2:
+                closes.append(await what_comes_back(stream, session))
+
+        assert acceptor.refused == 1
+        assert closes[0].reason == CloseReason.LIMIT
+        assert f"{min(limits)} connections" in closes[0].detail
 
 
 async def test_one_host_of_many_that_is_full_leaves_room_for_the_others(autojump_clock):

@@ -3,8 +3,9 @@ import logging
 import trio
 
 from clusternode.core import events
+from clusternode.runtime.bounds import LOG_INTERVAL, LOG_KEYS_MAX, LOG_LINES_MAX
 from clusternode.runtime.eventlog import EventLog
-from clusternode.runtime.logs import KEYS_MAX, RateLimitedLog
+from clusternode.runtime.logs import RateLimitedLog
 
 logger = logging.getLogger("test")
 
@@ -21,16 +22,38 @@ async def test_one_line_per_key_and_interval_and_the_rest_is_counted(autojump_cl
     assert caplog.messages == ["a again", "b again", "a again (and 2 more like this)"]
 
 
-async def test_the_keys_that_are_remembered_are_bounded(caplog):
+async def test_one_cause_has_one_line_a_minute(autojump_clock, caplog):
     log = RateLimitedLog(logger)
 
-    for number in range(KEYS_MAX + 1):
-        log.warn_about(str(number), "line")
-    log.warn_about(str(KEYS_MAX), "suppressed")
-    log.warn_about("0", "forgotten")
+    for _ in range(600):
+        log.warn_about("cause", "line")
+        await trio.sleep(0.1)
+    assert len(caplog.messages) == 1
+    log.warn_about("cause", "line")
 
-    assert caplog.messages[-1] == "forgotten"
-    assert "suppressed" not in caplog.messages
+    assert caplog.messages[1:] == ["line (and 599 more like this)"]
+
+
+async def test_all_causes_together_have_a_bounded_number_of_lines(autojump_clock, caplog):
+    log = RateLimitedLog(logger)
+
+    for number in range(LOG_LINES_MAX + 5):
+        log.warn_about(str(number), "line")
+    assert len(caplog.messages) == LOG_LINES_MAX
+    await trio.sleep(LOG_INTERVAL + 1)
+    log.warn_about("later", "line")
+
+    assert caplog.messages[-1] == "line (5 warnings about others were left out)"
+
+
+async def test_the_causes_that_are_remembered_are_bounded(autojump_clock, caplog):
+    log = RateLimitedLog(logger, interval=1000.0)
+
+    for number in range(LOG_KEYS_MAX + 1):
+        log.warn_about(str(number), "line")
+        await trio.sleep(1000.0 / LOG_LINES_MAX + 0.1)
+
+    assert len(log._last) == LOG_KEYS_MAX
 
 
 async def test_changes_of_state_and_faults_are_logged(caplog):

@@ -48,6 +48,7 @@ class Tables:
     """Every table that is kept. `apply` takes what the bus says and what we say alike."""
 
     autoexpire: Mapping[str, int]  # table → seconds that a cell lives, 0 for ever
+    cells_max: int = CELLS_MAX
     _tables: dict[str, dict[str, _Kept]] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -95,8 +96,8 @@ class Tables:
             return
         cells = self._tables[table]
         old = cells.get(key)
-        if old is None and len(cells) >= CELLS_MAX:
-            raise Refused(f"table {table}: more than {CELLS_MAX} cells")
+        if old is None and len(cells) >= self.cells_max:
+            raise Refused(f"table {table}: more than {self.cells_max} cells")
         if old is not None and old.last_modified is not None and kept.last_modified is not None:
             if kept.last_modified < old.last_modified:  # an older one is late (6.2)
                 return

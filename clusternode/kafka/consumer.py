@@ -97,8 +97,8 @@ class Partition:
     is_busy: bool = False
     is_ended: bool = False
     on_end: Callable[[], None] | None = None
-    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
-    """Around its worker; cancelled only where it sleeps."""
+    scope: trio.CancelScope = attrs.Factory(lambda: trio.CancelScope(shield=True))
+    """Around its worker; cancelled where it sleeps, or when it takes too long to stop."""
 
     def goes_on(self) -> bool:
         return not self.is_ended
@@ -140,7 +140,6 @@ class Consumer:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read and handle until cancelled; then let handlers end, commit, and leave the group."""
-        task_status.started()
         self._error = ""
         settings, own = self.settings, self.connection.settings
         properties: dict[str, Any] = own.consumer_properties(settings.group)
@@ -159,8 +158,10 @@ class Consumer:
         except ClusternodeError as error:
             self._error = str(error)
             logger.error("kafka consumer %s: %s", settings.name, error)  # noqa: TRY400  # expected
+            task_status.started()
             return
         self.reader = reader
+        task_status.started()
         try:
             await self._work_on_partitions()
         finally:
@@ -173,7 +174,6 @@ class Consumer:
     async def _work_on_partitions(self) -> None:
         """Keep one worker per partition, until cancelled and every handler has ended."""
         async with trio.open_nursery() as nursery:
-            nursery.cancel_scope.shield = True
             try:
                 while True:
                     while self._new:
@@ -186,7 +186,8 @@ class Consumer:
                     while any(each.is_busy for each in self.partitions.values()):
                         self._changed = trio.Event()
                         await self._changed.wait()
-                nursery.cancel_scope.cancel()
+                for partition in self.partitions.values():
+                    partition.scope.cancel()
 
     async def _next_change(self) -> None:
         await self._changed.wait()

@@ -44,11 +44,13 @@ REVOKE_PATIENCE: Seconds = 1.0
 """How long a rebalance waits for the handlers of a revoked partition to end."""
 COMMIT_RETRY_MIN: Seconds = 0.05
 COMMIT_RETRY_MAX: Seconds = 1.0
+IN_REBALANCE = "REBALANCE_IN_PROGRESS"
+"""The partition may still be ours: the commit at its revocation tries again."""
 REDELIVERED = frozenset(
     {
+        IN_REBALANCE,
         "ILLEGAL_GENERATION",
         "UNKNOWN_MEMBER_ID",
-        "REBALANCE_IN_PROGRESS",
         "FENCED_INSTANCE_ID",
         "STALE_MEMBER_EPOCH",
         "_STATE",
@@ -297,7 +299,7 @@ class Reader:
         """Keep offsets for the next commit, unless the partitions are gone."""
         self.counters.commit_failures += 1
         self.log.tell(f"commit {error.name}", f"commit: {error}")
-        if error.name not in REDELIVERED:
+        if error.name not in REDELIVERED or error.name == IN_REBALANCE:
             for key, end in ends.items():
                 if self._offsets.get(key, -1) < end:
                     self._offsets[key] = end

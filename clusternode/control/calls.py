@@ -49,6 +49,7 @@ from clusternode.errors import (
     RouteError,
 )
 from clusternode.routes.events import EventCallback, EventView, Subscription
+from clusternode.routes.subscriptions import SubscriptionRequest
 
 WATCH_BACKLOG = 4096
 """How many events may wait for one watcher: room for a burst, not for one that stands still."""
@@ -198,12 +199,43 @@ class Calls:
         raised = [name for name in self.controlled.events.names if name not in names]
         return [*known, *({"event": name, **OWN_EVENT} for name in raised)]
 
-    def _raise_event(self, values: Values) -> object:
+    async def _raise_event(self, values: Values) -> object:
         try:
-            self.controlled.events.raise_event(values["name"], values["parameters"])
+            raised = self.controlled.events.raise_event(values["name"], values["parameters"])
         except RouteError as error:
             raise ControlError(INVALID_PARAMS, str(error)) from None
-        return {"raised": values["name"]}
+        await trio.lowlevel.checkpoint()
+        with trio.move_on_after(values["timeout"] or 0):
+            await raised
+        return {
+            "raised": values["name"],
+            "subscribers": raised.subscribers,
+            "statuses": [
+                {"event": each.event, "to": each.to, **attrs.asdict(each.status)}
+                for each in raised.statuses
+            ],
+        }
+
+    def _subscribe(self, values: Values) -> object:
+        subscriptions = self.controlled.events.subscriptions
+        if not values["expire"]:  # as OpenSIPS: it lapses
+            subscriptions.unsubscribe(values["event"], values["to"])
+            return {"subscribed": False}
+        request = SubscriptionRequest(values["event"], values["to"], float(values["expire"]))
+        subscriptions.subscribe(request, source="control")
+        return {"subscribed": True}
+
+    def _unsubscribe(self, values: Values) -> object:
+        subscriptions = self.controlled.events.subscriptions
+        return {"unsubscribed": subscriptions.unsubscribe(values["event"], values["to"])}
+
+    def _subscribers(self, values: Values) -> object:
+        subscriptions = self.controlled.events.subscriptions
+        found = subscriptions.subscribers(values["event"], values["to"])
+        return [attrs.asdict(subscriber) for subscriber in found]
+
+    def _rotate(self, values: Values) -> object:
+        return {"reopened": self.controlled.events.subscriptions.reopen(values["to"])}
 
     async def _broadcast(self, values: Values) -> object:
         body = body_of(BY_NAME["cluster.broadcast"], values)
@@ -362,10 +394,14 @@ _IMMEDIATE: Mapping[str, Callable[[Calls, Values], object]] = {
     "dmq.remove": Calls._remove,
     "dmq.change_status": Calls._change_status,
     "event.list": Calls._list_events,
-    "event.raise": Calls._raise_event,
+    "event.subscribe": Calls._subscribe,
+    "event.unsubscribe": Calls._unsubscribe,
+    "event.subscribers": Calls._subscribers,
+    "event.rotate": Calls._rotate,
 }
 _WAITING: Mapping[str, Callable[[Calls, Values], Awaitable[object]]] = {
     "agent.reload": Calls._reload,
+    "event.raise": Calls._raise_event,
     "cluster.topology": Calls._topology,
     "cluster.broadcast": Calls._broadcast,
     "cluster.send": Calls._send,

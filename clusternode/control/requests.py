@@ -61,7 +61,7 @@ class Parameter:
 
     name: str
     type: str
-    """string, text, number, boolean, strings or object."""
+    """string, text, number, seconds, boolean, strings, values or object."""
     help: str
     required: bool = False
     default: object = None
@@ -91,6 +91,13 @@ BODY = Parameter(name="body", type="text", help="The body as text.")
 BODY_BASE64 = Parameter(name="body_base64", type="text", help="The body in base64, if not text.")
 CONTENT_TYPE = Parameter(name="content_type", type="string", help="The content type of the body.")
 NODE = Parameter(name="node", type="string", help="A node id, or its address.", required=True)
+EVENT = Parameter(
+    name="event", type="string", help="Name or alias of an event, or a wildcard.", required=True
+)
+TO = Parameter(name="to", type="text", help="The URI of the back end.", required=True)
+EXPIRE_DEFAULT = 3600.0
+"""As OpenSIPS: evi:subscribe."""
+EXPIRE_MAX = 366 * 86400.0
 SENDING = (BODY, BODY_BASE64, CONTENT_TYPE, CLUSTER)
 RESULTS = "An object: node id → {code, definite, text}."
 
@@ -243,9 +250,57 @@ CALLS: tuple[Call, ...] = (
         help="Raise an event of your own on this node.",
         parameters=(
             Parameter(name="name", type="string", help="The name, E_….", required=True),
-            Parameter(name="parameters", type="object", help="Parameter → JSON value.", default={}),
+            Parameter(
+                name="parameters",
+                type="values",
+                help="Name → JSON value, or JSON values without names.",
+                default={},
+            ),
+            Parameter(
+                name="timeout",
+                type="number",
+                help="How many seconds to wait for the statuses of its subscribers; default: not.",
+            ),
         ),
-        result="An object: raised, the name.",
+        result="An object: raised, the name; subscribers, how many back ends it was for; statuses, "
+        "those known in time, each {event, to, ok, detail, definite}.",
+    ),
+    Call(
+        name="event.subscribe",
+        help="Deliver events to a back end; the same event and URI again refreshes the expiry.",
+        parameters=(
+            EVENT,
+            TO,
+            Parameter(
+                name="expire",
+                type="seconds",
+                help="Seconds after which it ends; 0: end it now.",
+                default=EXPIRE_DEFAULT,
+            ),
+        ),
+        result="An object: subscribed, whether it is now.",
+    ),
+    Call(
+        name="event.unsubscribe",
+        help="End a subscription of a back end; what is queued is still delivered.",
+        parameters=(EVENT, TO),
+        result="An object: unsubscribed, whether there was one.",
+    ),
+    Call(
+        name="event.subscribers",
+        help="List the back ends that get events.",
+        parameters=(
+            attrs.evolve(EVENT, required=False, help="Only of this event or wildcard."),
+            attrs.evolve(TO, required=False, help="Only this URI."),
+        ),
+        result="An array of objects: event, to (without secrets), source, expires_in_s, state (ok, "
+        "failing, idle), queued, delivered, failed, overflowed, last_error.",
+    ),
+    Call(
+        name="event.rotate",
+        help="Let `flatstore:` open its file again, after logrotate has moved it away.",
+        parameters=(attrs.evolve(TO, help="The path, or the URI."),),
+        result="An object: reopened, how many files.",
     ),
 )
 BY_NAME: Mapping[str, Call] = {call.name: call for call in CALLS}
@@ -324,6 +379,12 @@ def _check_type(call: Call, parameter: Parameter, value: object) -> None:
         case "boolean":
             fine = isinstance(value, bool)
             expected = "true or false"
+        case "seconds":
+            fine = type(value) in (int, float) and 0 <= cast("float", value) <= EXPIRE_MAX
+            expected = f"a number of seconds, 0 to {EXPIRE_MAX:g}"
+        case "values":
+            fine = isinstance(value, dict | list)
+            expected = "an object or an array"
         case "object":
             fine = isinstance(value, dict)
             expected = "an object"

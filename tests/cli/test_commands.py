@@ -153,7 +153,7 @@ async def test_watch_prints_one_event_a_line(command, controlled, nursery):
 async def test_events_are_listed_and_raised(command, controlled):
     raised = await command("events", "raise", "E_SITE", "site=fra", "calls=12")
     listed = await command("events", "list")
-    wrong = await command("events", "raise", "E_SITE", "fra")
+    wrong = await command("events", "raise", "E_SITE", "site=fra", "12")
 
     assert raised.out == "E_SITE was raised\n"
     assert "peer:up" in listed.out

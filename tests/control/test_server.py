@@ -234,7 +234,7 @@ async def test_events_are_listed_and_raised(client):
     listed = (await client.ask("event.list"))["result"]
     refused = await client.ask("event.raise", {"name": "peer:up"})
 
-    assert raised["result"] == {"raised": "E_SITE"}
+    assert raised["result"] == {"raised": "E_SITE", "subscribers": 0, "statuses": []}
     assert {"peer:up", "node:state"} <= {event["alias"] for event in listed}
     assert "E_SITE" in [event["event"] for event in listed]
     assert refused["error"]["code"] == -32602

@@ -30,6 +30,10 @@ def add_parser(parsers: Parsers) -> None:
         examples="clusternode watch\nclusternode watch 'peer:*' node:state\n"
         "clusternode watch request:received --json",
     )
+    add_arguments(parser)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("patterns", metavar="PATTERN", nargs="*", help="which events; default: all")
     parser.add_argument("--count", metavar="N", type=int, help="end after so many events")
     add_agent_options(parser, cluster=False)

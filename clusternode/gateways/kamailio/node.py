@@ -140,6 +140,7 @@ class KamailioNode:
                 self._request(now, message, source)
             elif message is not None:
                 self.outbox.answer(now, message)
+                self.tables.ask(now)  # somebody may have become active
         except RemoteProtocolError as error:
             self.counters.malformed += 1
             self._complain(now, source, str(error))

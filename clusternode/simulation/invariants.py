@@ -145,6 +145,54 @@ def _untruth(code: ResultCode, calls: list[HandlingFact], at: Instant) -> str:
     return ""
 
 
+@always("the-reachable-are-reached")
+def the_reachable_are_reached(view: View) -> Iterator[Finding]:
+    """What is sent between two that run, with nothing between them, arrives and is answered.
+
+    Without it a node that gives up with 408 or 503 at the last moment would be as good as one that
+    delivers: those results are true.
+    """
+    history = view.history
+    arrived = {(key, node_id) for key, node_id, _ in history.arrivals}
+    for fact in history.deliveries.values():
+        if fact.is_reply:
+            continue
+        for at, node_id, code in fact.results:
+            if code not in _GIVEN_UP or not _could_be_reached(fact, node_id, at, history):
+                continue
+            calls = history.handlings.get((fact.key, node_id), [])
+            if not calls and (fact.key, node_id) not in arrived:
+                yield at, f"{fact.key}: {int(code)} from {node_id}, which could be reached"
+            elif any(
+                call.code is ResultCode.OK
+                and call.ended is not None
+                and call.ended < at - history.settings.grace
+                for call in calls
+            ):
+                yield at, f"{fact.key}: {int(code)} from {node_id}, which had handled it long since"
+
+
+_GIVEN_UP = frozenset(
+    {ResultCode.BAD_REQUEST, ResultCode.TIMEOUT, ResultCode.UNAVAILABLE, ResultCode.LEAVING}
+)
+
+
+def _could_be_reached(fact: DeliveryFact, node_id: NodeId, to: Instant, history: History) -> bool:
+    since = fact.at - history.settings.grace
+    return (
+        history.is_well_throughout(fact.origin, since, to)
+        and history.is_well_throughout(node_id, since, to)
+        and not any(
+            disturbance.excuses(fact.origin, node_id, since, to)
+            for disturbance in history.disturbances
+        )
+        and not any(
+            since <= at <= to and {place, member} == {fact.origin, node_id}
+            for at, place, member in history.removals
+        )
+    )
+
+
 @always("no-duplicate-delivery")
 def no_duplicate_delivery(view: View) -> Iterator[Finding]:
     """No message or request is handled twice, not even by two incarnations."""
@@ -249,7 +297,7 @@ def no_flapping_without_fault(view: View) -> Iterator[Finding]:
     """No member that runs and can be reached is ever shown as anything but active.
 
     A reset of connections is no excuse: it changes nothing. Only one upon the other, faster than
-    a ping can be answered, is.
+    a ping can be answered, is. That it stood still itself is no excuse for calling others dead.
     """
     history = view.history
     for fact in history.statuses:
@@ -262,6 +310,7 @@ def no_flapping_without_fault(view: View) -> Iterator[Finding]:
             and not any(
                 disturbance.excuses(fact.observer, fact.member, since, fact.at)
                 for disturbance in history.disturbances
+                if disturbance.kind != f"pause {fact.observer}"
             )
         ):
             yield (

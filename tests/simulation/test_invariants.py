@@ -129,6 +129,19 @@ def handled_again_by_the_next_life(told):
     told.handlings[KEY, TWO].append(HandlingFact(KEY, TWO, 2, 12.0))
 
 
+def given_up_on_the_reachable(told):
+    told.deliveries[LATER].at = 40.0
+    told.deliveries[LATER].results[:] = [(70.0, TWO, ResultCode.UNAVAILABLE)]
+    told.handlings.clear()
+    told.arrivals.clear()
+
+
+def given_up_on_what_was_handled(told):
+    told.deliveries[LATER].at = 40.0
+    told.deliveries[LATER].results[:] = [(70.0, TWO, ResultCode.TIMEOUT)]
+    told.handlings[LATER, TWO][0].ended = 40.2
+
+
 def out_of_order(told):
     told.arrivals.reverse()
 
@@ -222,6 +235,7 @@ VIOLATED = {
         reply_twice,
     ],
     "health-follows-table": [no_edge, a_jump],
+    "the-reachable-are-reached": [given_up_on_the_reachable, given_up_on_what_was_handled],
     "no-flapping-without-fault": [flapping],
     "no-ghost-returns": [a_ghost, a_removed_one_is_back],
     "left-means-left": [left_without_a_stop, a_stop_without_an_end],
@@ -267,6 +281,22 @@ def test_a_partition_of_others_is_no_excuse():
     told.disturbances.append(Disturbance("block", 55.0, frozenset({ONE}), frozenset({THREE})))
 
     assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told))
+
+
+def test_whoever_stood_still_itself_has_no_excuse():
+    told = history()
+    flapping(told)
+    told.disturbances.append(Disturbance(f"pause {ONE}", 50.0, frozenset({ONE}), until=57.0))
+
+    assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told))
+
+
+def test_a_message_that_a_partition_held_back_may_be_given_up():
+    told = history()
+    given_up_on_the_reachable(told)
+    told.disturbances.append(Disturbance("block", 41.0, frozenset({ONE}), frozenset({TWO})))
+
+    assert violations_of("x", ALWAYS["the-reachable-are-reached"], view(told)) == []
 
 
 def test_a_killed_caller_needs_no_results():

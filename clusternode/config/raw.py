@@ -75,17 +75,17 @@ class RawTable:
                 expected = f"perhaps {close[0]}" if close else "one of " + ", ".join(listed)
                 raise self.fail(name, self.values[name], f"a known key, {expected}")
 
+    def tables(self, name: str) -> list[RawTable]:
+        """Return the entries of an array of tables, `[[NAME]]`; none where it is not there.
 
-def raw_tables(name: str, value: object, directory: Path, error: Fail = _fail) -> list[RawTable]:
-    """Return the entries of an array of tables: `[[NAME]]`.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    listed = parse_text(value) if isinstance(value, Text) else value
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise error((name,), listed, f"tables: [[{name}]]")
-    return [
-        RawTable((name, str(number)), entry, directory, error)
-        for number, entry in enumerate(listed, 1)
-    ]
+        Raises:
+            ConfigError: It is none.
+        """
+        value = self.values.get(name, [])
+        listed = parse_text(value) if isinstance(value, Text) else value
+        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+            raise self.fail(name, listed, f"tables: [[{name}]]")
+        return [
+            RawTable((*self.path, name, str(number)), entry, self.directory, self.error)
+            for number, entry in enumerate(listed, 1)
+        ]

@@ -14,6 +14,7 @@ from clusternode.config.raw import RawTable
 from clusternode.errors import NoSuchConnection, RouteError
 from clusternode.kafka import library
 from clusternode.kafka.api import connections_of_agent
+from clusternode.kafka.bridges import Bridge, BridgeSettings, read_bridges
 from clusternode.kafka.connections import Connection, KafkaConnections
 from clusternode.kafka.consumer import Consumer, ConsumerSettings, Handle
 from clusternode.kafka.handlers import Host, RouteHandle, consumer_settings
@@ -37,6 +38,7 @@ class KafkaSettings:
     """What the configuration says of Kafka."""
 
     connections: Mapping[str, KafkaConnection] = attrs.field(factory=dict)
+    bridges: tuple[BridgeSettings, ...] = ()
 
     @classmethod
     def read(cls, plugins: RawTable) -> KafkaSettings:
@@ -46,7 +48,9 @@ class KafkaSettings:
             ConfigError: Names the key, and what was expected.
         """
         connections = read_connections(plugins.table("kafka")) if plugins.has("kafka") else {}
-        return cls(connections)
+        tables = plugins.tables("kafka_bridge")
+        is_disabled = plugins.has("kafka") and not connections
+        return cls(connections, () if is_disabled else read_bridges(tables, connections))
 
     @property
     def is_empty(self) -> bool:
@@ -79,6 +83,8 @@ class KafkaService:
         self.connections = KafkaConnections(settings.connections)
         self._host: RouteHost | None = None
         self._buses: Mapping[str, Bus] = {}
+        self._bridges: list[Bridge] = []
+        self._next_bridges: list[Bridge] = []
         self._running: dict[str, _Running] = {}  # name of the consumer → what runs it
         self._starts: list[_Running] = []
         self._changed = trio.Event()
@@ -98,16 +104,25 @@ class KafkaService:
         self._prepared = settings
 
     def check(self, table: RouteTable) -> None:
-        """See whether the routes for Kafka of a table can be run with what was prepared.
+        """Add the bridges to a table, and see whether its routes for Kafka can be run.
 
         Raises:
             RouteError: A route names no connection, or an option of it is wrong.
         """
+        known = {each.settings.name: each for each in self._bridges}
+        self._next_bridges = [
+            known[each.name]
+            if each.name in known and known[each.name].settings == each
+            else Bridge(each, self.connections.get, lambda: self._buses)
+            for each in self._prepared.bridges
+        ]
+        for bridge in self._next_bridges:
+            bridge.add_to(table)
         for handler in table.of_kind(Kind.KAFKA):
             settings = self._prepared.connections.get(handler.on)
             if settings is None:
-                known = ", ".join(self._prepared.connections) or "none"
-                raise RouteError(f"{handler.name}: no [kafka.{handler.on}]; there are: {known}")
+                names = ", ".join(self._prepared.connections) or "none"
+                raise RouteError(f"{handler.name}: no [kafka.{handler.on}]; there are: {names}")
             if not library.is_installed():
                 raise RouteError(f"{handler.name}: {library.HOW_TO_INSTALL}")
             consumer_settings(handler, settings, handler.on)
@@ -158,6 +173,7 @@ class KafkaService:
         """Start and end consumers so that those run that are wanted now."""
         if self._host is None or self._stopping.is_set():
             return
+        self._bridges = self._next_bridges
         wanted = self._wanted(self._host)
         for name, running in tuple(self._running.items()):
             new = wanted.get(name)
@@ -199,9 +215,24 @@ class KafkaService:
             settings = consumer_settings(handler, connection.settings, name)
             handle = RouteHandle(host, self._buses, connection, handler)
             found[name] = Wanted(connection, settings, handle)
+        for bridge in self._bridges:
+            own = bridge.settings
+            if own.source.kind == "kafka":
+                name = _free_name(own.name, found)
+                settings = ConsumerSettings(
+                    name=name,
+                    topics=(own.source.name,),
+                    group=bridge.group,
+                    retries=own.retries,
+                    dead_letter=own.dead_letter,
+                )
+                found[name] = Wanted(bridge.connection, settings, bridge.take_records)
         return found
 
     # --- what operators see ---------------------------------------------------------------------
+
+    def bridges_status(self) -> list[dict[str, Any]]:
+        return [each.status() for each in self._bridges]
 
     def consumers(self) -> Sequence[Consumer]:
         return [running.consumer for running in self._running.values()]

@@ -28,6 +28,7 @@ COMMANDS = (
     "request",
     "watch",
     "events",
+    "kafka",
     "reload",
     "stop",
     "config",

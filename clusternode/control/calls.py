@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from clusternode.bus.interface import Bus, Delivery, NodeOutcome
+from clusternode.control import kafka
 from clusternode.control.interface import Controlled
 from clusternode.control.requests import (
     BY_NAME,
@@ -111,9 +112,13 @@ class Calls:
             return await self._watch(values, stream)
         if name == "cluster.request":
             return await self._request(values, stream)
+        if name in kafka.WAITING:
+            return await kafka.WAITING[name](self.controlled.kafka, values)
         if name in _WAITING:
             return await _WAITING[name](self, values)
         await trio.lowlevel.checkpoint()
+        if name in kafka.IMMEDIATE:
+            return kafka.IMMEDIATE[name](self.controlled.kafka, values)
         return _IMMEDIATE[name](self, values)
 
     def _bus(self, values: Values) -> Bus:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from clusternode.bus.interface import Bus
 from clusternode.core.types import Instant, NodeId
+from clusternode.kafka.service import KafkaService
 from clusternode.routes.events import EventHub
 
 
@@ -29,6 +30,8 @@ class Controlled(Protocol):
 
     @property
     def events(self) -> EventHub: ...
+    @property
+    def kafka(self) -> KafkaService: ...
 
     async def reload(self) -> str:
         """Load the routes again and say what was loaded.

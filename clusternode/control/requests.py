@@ -14,6 +14,8 @@ from typing import cast
 
 import attrs
 
+from clusternode.control.declarations import Call, Parameter
+from clusternode.control.kafka_requests import KAFKA_CALLS
 from clusternode.errors import ControlError
 
 LINE_BYTES_MAX = 24 * 1024 * 1024
@@ -53,34 +55,6 @@ ERROR_MEANINGS: Mapping[int, str] = {
     TOO_SLOW: "The client reads more slowly than events happen; its stream was ended.",
     ROUTES_NOT_LOADED: "The routes file has an error; the old routes go on.",
 }
-
-
-@attrs.frozen(kw_only=True)
-class Parameter:
-    """One parameter of a call."""
-
-    name: str
-    type: str
-    """string, text, number, seconds, boolean, strings, values or object."""
-    help: str
-    required: bool = False
-    default: object = None
-
-
-@attrs.frozen(kw_only=True)
-class Call:
-    """One call: what it takes and what it returns."""
-
-    name: str
-    help: str
-    parameters: tuple[Parameter, ...] = ()
-    result: str
-    item: str = ""
-    """What each notification of the stream before the result holds; empty: no stream."""
-
-    @property
-    def is_stream(self) -> bool:
-        return bool(self.item)
 
 
 CLUSTER = Parameter(
@@ -303,6 +277,7 @@ CALLS: tuple[Call, ...] = (
         result="An object: reopened, how many files.",
     ),
 )
+CALLS += KAFKA_CALLS
 BY_NAME: Mapping[str, Call] = {call.name: call for call in CALLS}
 STATUSES = ("active", "not_active", "disabled")
 

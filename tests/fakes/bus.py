@@ -19,6 +19,7 @@ from clusternode.bus.interface import (
 from clusternode.core.effects import Outcome
 from clusternode.core.snapshots import AddressSnapshot, MemberSnapshot, NodeSnapshot
 from clusternode.core.types import Address, Incarnation, NodeId, ResultCode, Tag
+from clusternode.kafka.service import KafkaService, KafkaSettings
 from clusternode.errors import BodyTooLarge, ConfigError, NoSuchNode, RouteError
 from clusternode.routes.events import EventHub
 
@@ -239,6 +240,7 @@ class FakeControlled:
         self.events = EventHub()
         self.reload_error = ""
         self.stopped = trio.Event()
+        self.kafka = KafkaService(KafkaSettings())
 
     @property
     def buses(self) -> Mapping[str, Bus]:

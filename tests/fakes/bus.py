@@ -19,8 +19,8 @@ from clusternode.bus.interface import (
 from clusternode.core.effects import Outcome
 from clusternode.core.snapshots import AddressSnapshot, MemberSnapshot, NodeSnapshot
 from clusternode.core.types import Address, Incarnation, NodeId, ResultCode, Tag
-from clusternode.kafka.service import KafkaService, KafkaSettings
 from clusternode.errors import BodyTooLarge, ConfigError, NoSuchNode, RouteError
+from clusternode.kafka.service import KafkaService, KafkaSettings
 from clusternode.routes.events import EventHub
 
 BODY_MAX = 1000

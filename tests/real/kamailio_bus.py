@@ -88,7 +88,15 @@ class Kamailio:
         (self.directory / "kamailio.cfg").write_text(self._config())
         with (self.directory / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [program_path, "-f", str(self.directory / "kamailio.cfg"), "-DD", "-E", "-m", str(SHARED_MEMORY_MB)]
+                [
+                    program_path,
+                    "-f",
+                    str(self.directory / "kamailio.cfg"),
+                    "-DD",
+                    "-E",
+                    "-m",
+                    str(SHARED_MEMORY_MB),
+                ]
                 + ["-M", "8", "-P", str(self.directory / "pid"), "-Y", str(self.directory)],
                 cwd=self.directory,
                 stdout=log,
@@ -101,11 +109,13 @@ class Kamailio:
         if self.transport == "tls":
             tls_config = TLS_CONFIG.format(directory=self.directory.parent / "tls")
             (self.directory / "tls.cfg").write_text(tls_config)
-            tls = 'loadmodule "tls.so"\nmodparam("tls", "config", "@RUN@/tls.cfg")\nenable_tls=yes'
+            tls = 'loadmodule "tls.so"\nmodparam("tls", "config", "@RUN@/tls.cfg")'
         seed = f'modparam("dmq", "notification_address", "{self.seed}")' if self.seed else ""
         text = TEMPLATE.read_text()
         for name, value in {
-            "TCP": "disable_tcp=yes" if self.transport == "udp" else "tcp_children=2",
+            "TCP": {"udp": "disable_tcp=yes", "tcp": "tcp_children=2", "tls": "enable_tls=yes"}[
+                self.transport
+            ],
             "LISTEN": f"{self.transport}:{self.host}:{self.port}",
             "MPATH": str(modules()),
             "TLS": tls,

@@ -123,9 +123,13 @@ class Members:
         """Tell whether a member, confirmed or seed, is at a numeric host."""
         return self._hosts.get(host, 0) > 0
 
+    def is_reachable(self, address: PeerAddress) -> bool:
+        """Tell whether our one socket reaches an address: the same transport, and IPv4."""
+        return address.transport == self.own.transport and address.is_ipv4
+
     def add_seed(self, address: PeerAddress) -> Member | None:
-        """Add a notification address; None for our own."""
-        if address == self.own:
+        """Add a notification address; None for our own, and for one out of reach."""
+        if address == self.own or not self.is_reachable(address):
             return None
         member = self._members.get(address)
         if member is None:
@@ -145,7 +149,7 @@ class Members:
             address: The node.
             is_itself: Whether it spoke itself, so that an earlier failure does not count.
         """
-        if address == self.own:
+        if address == self.own or not self.is_reachable(address):
             return None
         member = self._members.get(address)
         if member is None:

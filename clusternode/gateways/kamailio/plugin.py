@@ -158,6 +158,10 @@ def _check(table: RawTable, settings: KamailioSettings) -> None:
     own, socket = settings.server_address, settings.socket
     if socket.transport != own.transport:
         raise table.fail("server_socket", socket.uri, f"the transport of {own.uri}")
+    for seed in settings.notification_address:
+        if seed.transport != own.transport:
+            expected = f"the transport of server_address ({own.transport})"
+            raise table.fail("notification_address", f"sip:{seed.host}:{seed.port}", expected)
     if not settings.insecure:
         for name, address in (("server_socket", socket), ("server_address", own)):
             if not ipaddress.ip_address(address.host).is_loopback:

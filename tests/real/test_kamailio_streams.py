@@ -1,0 +1,141 @@
+"""The bus over TCP and TLS, and the whole agent with its command line, beside a real Kamailio."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from clusternode.core.types import ResultCode
+from clusternode.gateways.kamailio.translate import PeerAddress
+from tests.real.kamailio_bus import Bus, Kamailio, stopped_at_the_end, until, user_agent
+from tests.real.test_kamailio import body_of, counts, flush, joined, missing, statuses
+
+pytestmark = pytest.mark.real
+
+HOST = "127.0.5.11"
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    missing()
+    made = Path(tempfile.mkdtemp(prefix="cnk-"))
+    yield made
+    shutil.rmtree(made)
+
+
+def make_certificates(directory: Path) -> None:
+    """Make a CA, and one certificate that all nodes of the test share."""
+    directory.mkdir()
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
+
+    openssl(
+        *"req -x509 -newkey rsa:2048 -nodes -keyout ca-key.pem -out ca.pem -days 2".split(),
+        "-subj", "/CN=bus",
+    )  # fmt: skip
+    openssl(
+        *"req -newkey rsa:2048 -nodes -keyout key.pem -out request.pem".split(), "-subj", "/CN=node"
+    )
+    openssl(
+        *"x509 -req -in request.pem -CA ca.pem -CAkey ca-key.pem -CAcreateserial".split(),
+        *"-out certificate.pem -days 2".split(),
+    )
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+async def test_the_bus_over_streams(directory, transport):
+    own = PeerAddress(transport, "127.0.5.14", 5080)
+    more = {}
+    if transport == "tls":
+        make_certificates(directory / "tls")
+        more = {
+            "tls_certificate": directory / "tls" / "certificate.pem",
+            "tls_key": directory / "tls" / "key.pem",
+            "tls_ca": directory / "tls" / "ca.pem",
+        }
+    node = Kamailio(HOST, directory / "node", transport=transport, port=5080)
+    with stopped_at_the_end(Bus([node])) as bus:
+        await bus.start()
+        async with joined(bus, own=own, leaves=True, **more) as ours:
+            await until(lambda: statuses(ours).get(transport) == "active", 5.0)
+            await until(lambda: node.nodes().get(own.host) == "active", 5.0)
+            flush(bus)
+
+            sent = [ours.bus.broadcast("chan1", body_of(f"m{n}")) for n in range(100)]
+            codes = [await each for each in sent]
+            assert codes == [{node.node_id: ResultCode.OK}] * 100
+            assert counts(node) == (100, 100, 0)
+            await ours.bus.htable("ht").set("k", "over a stream")
+            assert node.cell("ht", "k") == "over a stream"
+            node.rpc("htable.sets", "ht", "k", "theirs")
+            await until(lambda: ours.bus.htable("ht").get("k") == "theirs", 3.0)
+        await until(lambda: node.nodes().get(own.host, "disabled") == "disabled", 3.0)
+
+
+CONFIG = """
+[node]
+id = "agent"
+address = "tcp://127.0.5.15:5062"
+control_socket = "agent.sock"
+[routes]
+file = "routes.py"
+[gateway.kamailio]
+server_address = "sip:127.0.5.15:5060"
+notification_address = ["sip:127.0.5.11:5060"]
+htables = { ht = 3600 }
+"""
+ROUTES = """
+from clusternode import routes
+
+@routes.message("chan1", via="kamailio")
+async def heard(message):
+    await message.cluster("kamailio").htable("ht").set("heard", message.text.upper())
+
+@routes.event("peer:*", via="kamailio")
+def note(event):
+    print(event.name, event.node_id, flush=True)
+"""
+
+
+async def test_the_agent_is_a_node_with_routes_and_command_line(directory):
+    (directory / "node.toml").write_text(CONFIG)
+    (directory / "routes.py").write_text(ROUTES)
+    program = [sys.executable, "-m", "clusternode"]
+    configured = ["-c", str(directory / "node.toml")]
+    kamailio = Kamailio(HOST, directory / "node")
+
+    async def run(*words: str) -> str:
+        ran = await trio.run_process([*program, *words, *configured], capture_stdout=True)
+        return ran.stdout.decode()
+
+    with stopped_at_the_end(Bus([kamailio])) as bus:
+        await bus.start()
+        assert "all well" in await run("config", "check")
+        with (directory / "out").open("wb") as out:
+            agent = subprocess.Popen([*program, "run", *configured], stdout=out)
+        try:
+            await until(lambda: kamailio.nodes().get("127.0.5.15") == "active", 15.0)
+            listed = await run("nodes", "list", "--cluster", "kamailio")
+            sent = await run("broadcast", "--cluster", "kamailio", "chan1", body_of("hello"))
+            asked = await run("request", "--cluster", "kamailio", "ask", "who?")
+            async with user_agent() as caller:
+                assert await caller.send("MESSAGE", "bcast", kamailio, b"hello") == 200
+            await until(lambda: kamailio.cell("ht", "heard") == "HELLO", 3.0)
+        finally:
+            agent.send_signal(signal.SIGTERM)
+            await trio.to_thread.run_sync(agent.wait, 10)
+
+        assert "127.0.5.11:5060   active" in listed
+        assert "200" in sent and "202" in asked
+        assert kamailio.nodes().get("127.0.5.15", "disabled") == "disabled"
+        assert "E_CLUSTERNODE_PEER_UP 127.0.5.11:5060" in (directory / "out").read_text()
+        assert agent.returncode == 0

@@ -94,9 +94,15 @@ class Identity:
         self._reconnect(now)
 
     def refute(self, incarnation: int, version: int, now: Instant) -> None:
-        """Others hold a newer record of us than ours: say the truth, above it."""
+        """Others hold a newer record of us than ours: say the truth, above it.
+
+        Where it takes a larger incarnation, that is, where every connection would have to be made
+        anew, hearsay is not enough while somebody is active: our peers believe nobody but us, and
+        whoever is dialled and really knows a larger one says so in its CLOSE.
+        """
         if incarnation > self._members.own.incarnation or version + 1 > COUNT_MAX:
-            self.exceed(Incarnation(incarnation), now)
+            if self._members.active_count == 0:
+                self.exceed(Incarnation(incarnation), now)
             return
         if self._refuted_at is None or now - self._refuted_at >= REFUTE_INTERVAL:
             self._refuted_at = now

@@ -477,7 +477,7 @@ def test_a_larger_incarnation_of_ours_is_said_to_newcomers_too():
     lone = Lone()
     old = lone.open("n9", 1)
     newcomers = [lone.connect("n9", 2), lone.connect("n9", 2)]
-    lone.receive(old, Records([record_of("n5", 200, 1)]))
+    lone.receive(newcomers[0], Close(CloseReason.STALE_INCARNATION, value=200))
 
     assert all(connection in lone.closed for connection in (old, *newcomers))
 

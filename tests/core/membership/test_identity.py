@@ -138,18 +138,35 @@ def test_a_newer_version_of_our_own_record_is_refuted_above_it_but_not_more_than
     assert lone.of_type(Records, connection)[-1].records[0].version == 21
 
 
-def test_a_larger_incarnation_of_ours_in_a_record_is_exceeded():
+def silent(lone):
+    """Open a connection to n9, which has not answered a ping yet: nobody is active."""
+    connection = lone.connect("n9")
+    lone.receive(connection, Resume(0, 1))
+    return connection
+
+
+def test_a_larger_incarnation_of_ours_in_a_record_is_exceeded_where_nobody_is_active():
     lone = Lone()
-    connection = lone.open("n9")
+    connection = silent(lone)
     lone.receive(connection, Records([record_of("n5", 200, 1)]))
 
     assert lone.node.hello().incarnation == 201
     assert connection in lone.closed
 
 
-def test_a_version_that_cannot_be_exceeded_takes_a_larger_incarnation():
+@pytest.mark.parametrize("key", [(200, 1), (100, COUNT_MAX)])
+def test_hearsay_about_us_does_not_make_us_leave_those_who_know_us(key):
     lone = Lone()
     connection = lone.open("n9")
+    lone.receive(connection, Records([record_of("n5", *key)]))
+
+    assert lone.node.hello().incarnation == 100
+    assert connection not in lone.closed
+
+
+def test_a_version_that_cannot_be_exceeded_takes_a_larger_incarnation_where_nobody_is_active():
+    lone = Lone()
+    connection = silent(lone)
     lone.receive(connection, Records([record_of("n5", 100, COUNT_MAX)]))
 
     assert lone.node.hello().incarnation == 101
@@ -175,9 +192,9 @@ def test_older_records_of_ours_are_ignored():
 
 def test_what_was_sent_under_the_old_incarnation_is_not_sent_again_under_the_new_one():
     lone = Lone()
-    connection = lone.open("n9")
+    lone.open("n9")
     lone.feed(Publish(DeliveryId(1), ChannelName("ch"), b"x"))
-    lone.receive(connection, Records([record_of("n5", 200, 1)]))
+    lone.feed(refused(CloseReason.STALE_INCARNATION, 200))
     (settle,) = lone.effects_of(Settle)
     assert settle.results == [(1, "n9", ResultCode.TIMEOUT)]
 

@@ -26,6 +26,7 @@ from clusternode.config.text import reference_markdown
 from clusternode.control import requests as control_requests
 from clusternode.core import events
 from clusternode.core.membership import health
+from clusternode.gateways import reference as gateways_reference
 from clusternode.core.types import ResultCode
 from clusternode.core.wire import messages
 from clusternode.core.wire.messages import CloseReason
@@ -302,6 +303,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "events.md": events_page,
     "configuration.md": reference_markdown,
     "cli.md": cli_reference.reference_markdown,
+    "gateways.md": gateways_reference.reference_markdown,
     "control.md": control_requests.reference_markdown,
     "counters.md": counters_page,
 }

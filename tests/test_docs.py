@@ -22,7 +22,9 @@ from clusternode.config import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+FRAGMENTS = set((ROOT / "docs" / "changelog.d").glob("[0-9]*.md"))
+"""Sentences for the change log, and no pages."""
+PAGES = [README, *sorted(set((ROOT / "docs").rglob("*.md")) - FRAGMENTS)]
 PROGRAM = Path(sys.executable).with_name("clusternode")
 
 FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -52,6 +52,7 @@ class Membership:
         self.names = Names(cluster, settings, effects, self._seed_resolved)
         self.is_announced = False
         """Whether we may say that we are there: the bus has room for one more."""
+        self.is_leaving = False
         self._cluster = cluster
         self._outbox = outbox
         self._effects = effects
@@ -194,6 +195,7 @@ class Membership:
 
     def leave(self, now: Instant, on_left: Callable[[], None]) -> None:
         """Take ourselves off every list: the line goes to each node, for none passes it on."""
+        self.is_leaving = True
         if not self.is_announced:
             on_left()
             return

@@ -85,7 +85,6 @@ class KamailioNode:
         self.settings = settings
         self.counters = Counters()
         self.unix_offset = 0.0
-        self.is_leaving = False
         self._cluster = cluster
         self._effects: list[Effect] = []
         own = settings.server_address
@@ -101,6 +100,10 @@ class KamailioNode:
     @property
     def own(self) -> PeerAddress:
         return self.settings.server_address
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.membership.is_leaving
 
     @property
     def node_id(self) -> NodeId:
@@ -482,7 +485,6 @@ class KamailioNode:
 
     def leave(self, now: Instant, on_left: Callable[[], None]) -> list[Effect]:
         """Tell each node that we go; `on_left` is called when each has answered or not."""
-        self.is_leaving = True
         self.membership.leave(now, on_left)
         return self._take()
 

@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from clusternode.agent import Agent  # as trio
     from clusternode.config import load_settings  # as trio
+    from clusternode.runtime.exposure import advice  # as trio
 
     load = partial(
         load_settings,
@@ -88,6 +89,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     settings = load()
     logging.basicConfig(format=LOG_FORMAT, level=settings.log_level.upper())
+    if os.geteuid() == 0:
+        logging.getLogger(__name__).warning(
+            "running as root: whoever takes this agent over has the host; give it a user of its own"
+            " (docs/security.md)"
+        )
+    for line in advice(settings):
+        logging.getLogger(__name__).warning("%s", line)
     agent = Agent(settings, reload_settings=load, has_signals=True)
     announcement = Announcement(listening_line(settings))
     trio.run(partial(agent.run, task_status=announcement))

@@ -137,13 +137,7 @@ class BackendSubscriptions:
                 queue.abandon("the agent has stopped")
 
     async def drain(self) -> None:
-        """Deliver what is queued, for `DRAIN_TIMEOUT`; then let `virtual:` use its other members.
-
-        Subscribes nobody to anything any more.
-        """
-        for subscriber in self._subscribers.values():
-            if subscriber.subscription is not None:
-                subscriber.subscription.cancel()
+        """Deliver what is queued, for `DRAIN_TIMEOUT`; then let `virtual:` use its other members."""
         await self._until_empty()
         for backend in self._outlets.backends():
             if isinstance(backend, HasMembers):
@@ -152,8 +146,8 @@ class BackendSubscriptions:
 
     async def _until_empty(self) -> None:
         with trio.move_on_after(DRAIN_TIMEOUT):
-            for queue in self._queues():
-                await queue.wait_empty()
+            while busy := [queue for queue in self._queues() if len(queue)]:
+                await busy[0].wait_empty()
 
     def _queues(self) -> Sequence[Queue]:
         own = (subscriber.queue for subscriber in self._subscribers.values())

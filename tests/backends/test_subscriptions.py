@@ -11,7 +11,7 @@ import trio.testing
 from clusternode.core.events import EVENT_TYPES, PeerUp
 from clusternode.errors import ConfigError, RouteError
 from clusternode.routes.events import EventHub
-from clusternode.routes.subscriptions import SubscriptionRequest
+from clusternode.routes.subscriptions import SubscriberStatus, SubscriptionRequest
 from clusternode.testing.backends import backend_world
 from tests.backends.fake_backend import Fakes
 
@@ -96,7 +96,7 @@ async def test_the_report_callback_gets_the_status_of_each_subscriber(world, fak
     fakes["b"].mode = "refuse"
     world.subscribe("E_TEST", "fake:a")
     world.subscribe("E_T*", "fake:b")
-    reports = []
+    reports: list[SubscriberStatus] = []
 
     await world.hub.raise_event("E_TEST", [1], report=reports.append)
 

@@ -461,7 +461,7 @@ def _call_back(on_result: ResultCallback, node_id: NodeId, code: ResultCode) -> 
     """Call what the user gave; what it raises must reach neither the node nor other messages."""
     try:
         on_result(node_id, code)
-    except Exception:
+    except (Exception, SystemExit):  # user code
         logger.exception("on_result raised for node %s", node_id)
 
 

@@ -49,7 +49,7 @@ from clusternode.routes.events import (
 )
 from clusternode.routes.monitor import Monitor, Watchdog, clock
 from clusternode.routes.plans import BackgroundCall, Plan, Planner
-from clusternode.routes.runner import Batch, Group, Make, Runner
+from clusternode.routes.runner import Batch, Group, Make, Runner, take_apart
 from clusternode.routes.table import Handler, Kind, Refuse, RouteSnapshot, RouteTable, make_handler
 from clusternode.routes.views import is_wildcard
 
@@ -416,8 +416,12 @@ class Dispatcher:
                     result = handler.function(context)
                     if handler.waits:
                         await result
-                except (Exception, SystemExit) as error:  # noqa: BLE001  # user code
-                    self._failed(handler, context, error)
+                except BaseException as error:  # noqa: BLE001  # user code
+                    raised, rest = take_apart(error)
+                    if raised is not None:
+                        self._failed(handler, context, raised)
+                    if rest is not None:
+                        raise rest from None
             if scope.cancelled_caught:
                 self._failed(handler, context, RouteError(f"stopped after {limit:g} s"))
 

@@ -104,5 +104,6 @@ class Deadlines:
             now = trio.current_time()
             expired = [key for key, (when, _) in self._entries.items() if when <= now]
             for key in expired:
-                _, expire = self._entries.pop(key)
-                expire()
+                entry = self._entries.pop(key, None)
+                if entry is not None:  # else one of those before has cleared it
+                    entry[1]()

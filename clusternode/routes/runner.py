@@ -172,7 +172,7 @@ class Runner:
                     result = handler.function(context)
                     if result is not None:
                         _take(context, result)
-                except (Exception, SystemExit) as error:  # noqa: BLE001  # user code
+                except USER_ERRORS as error:
                     failure = self.failed(handler, context, error)
                     code = failure if code is ResultCode.OK else code
                 now = clock()
@@ -210,6 +210,22 @@ class Runner:
                 while self._spawns:
                     self._spawns -= 1
                     nursery.start_soon(Worker(self).run)
+
+
+def take_apart(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Return (what user code raised, what is not for us to take: cancellation, Ctrl-C).
+
+    A nursery in user code raises both in one group, where its clean-up fails when it is cancelled.
+    """
+    if isinstance(error, USER_ERRORS):
+        return error, None
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(USER_ERRORS)
+    return None, error
+
+
+USER_ERRORS = (Exception, SystemExit)
+"""What user code may raise without harm; the rest is trio's or means the whole process."""
 
 
 def _take(context: AgentContext, result: object) -> None:
@@ -282,11 +298,12 @@ class Worker:
         try:
             batch = lane.batches.popleft()
             self.current = (lane, batch)
-            if any(handler.waits for handler in group.handlers):
-                await self._run_waiting(group, batch)
+            while not any(handler.waits for handler in group.handlers):  # a reload changes them
+                if self.runner.run_plain(group, batch, self.done, self.until):
+                    break
+                await self._give_way(group, batch)
             else:
-                while not self.runner.run_plain(group, batch, self.done, self.until):
-                    await self._give_way(group, batch)
+                await self._run_waiting(group, batch)
             self.done = self.runner.flush(group, batch, self.done)
         finally:
             lane.workers -= 1
@@ -355,9 +372,13 @@ class Worker:
                     result = await self._drive(result, handler, context)
                 if result is not None:
                     _take(context, result)
-            except (Exception, SystemExit) as error:  # noqa: BLE001  # user code
-                failure = self.runner.failed(handler, context, error)
-                code = failure if code is ResultCode.OK else code
+            except BaseException as error:  # noqa: BLE001  # user code
+                raised, rest = take_apart(error)
+                if raised is not None:
+                    failure = self.runner.failed(handler, context, raised)
+                    code = failure if code is ResultCode.OK else code
+                if rest is not None:
+                    raise rest from None
             finally:
                 self.now = clock()
                 handler.stats.seconds += self.now - before

@@ -90,7 +90,7 @@ class Raised:
         if self._report is not None:
             try:
                 self._report(status)
-            except Exception:  # user code
+            except (Exception, SystemExit):  # user code
                 logger.exception("the report callback of an event failed")
         if self._open == 0 and self._done is not None:
             self._done.set()

@@ -92,9 +92,10 @@ async def test_an_unknown_node_is_480(bus):
     assert await delivery == {"n9": ResultCode.UNAVAILABLE}
 
 
-async def test_a_callback_that_raises_is_logged_and_hurts_nobody(bus, caplog):
+@pytest.mark.parametrize("error", [ValueError("a bug of the user"), SystemExit(1)])
+async def test_a_callback_that_raises_is_logged_and_hurts_nobody(bus, caplog, error):
     def raises(node_id, code):
-        raise ValueError("a bug of the user")
+        raise error
 
     delivery = bus.send("c", "n9", b"x", on_result=raises)
 

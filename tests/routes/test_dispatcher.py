@@ -11,6 +11,8 @@ import trio.testing
 from clusternode.config import ChannelSection
 from clusternode.core.types import ChannelName, ResultCode
 from clusternode.errors import RouteError
+from clusternode.routes.monitor import Deadlines
+from clusternode.routes.runner import SLICE
 
 
 def scope_of(table):
@@ -525,3 +527,108 @@ async def test_a_message_goes_from_one_cluster_into_another(bus, run, script):
         assert await bus.finished(bus.message("bridge", "a")) == [200]
 
     assert lab.replicated == [("n2", False, False)] and bus.replicated == []
+
+
+CHILD_THAT_FAILS_WHEN_CANCELLED = """
+    async def child():
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("cannot clean up")
+
+    async def wait_with_child():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+            nursery.start_soon(trio.sleep_forever)
+"""
+
+
+async def test_a_nursery_that_fails_at_the_time_limit_harms_only_its_message(
+    bus, run, script, autojump_clock
+):
+    table = script(
+        CHILD_THAT_FAILS_WHEN_CANCELLED
+        + """
+    @routes.message("fraud", time_limit=2)
+    async def block(message):
+        if message.text == "stuck":
+            await wait_with_child()
+    """
+    )
+    async with run(table) as dispatcher:
+        codes = await bus.finished(bus.message("fraud", "a", "stuck", "b"))
+        assert dispatcher.routes()[0].running == 0
+
+    assert codes == [200, 500, 200]
+
+
+async def test_a_nursery_that_exits_harms_only_its_message(bus, run, script):
+    table = script("""
+        @routes.message("fraud")
+        async def block(message):
+            async def child():
+                raise SystemExit(1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(child)
+    """)
+    async with run(table):
+        assert await bus.finished(bus.message("fraud", "a", "b")) == [500, 500]
+
+
+async def test_a_hook_with_a_nursery_that_fails_at_the_time_limit_harms_nobody(
+    run, script, autojump_clock
+):
+    table = script(
+        CHILD_THAT_FAILS_WHEN_CANCELLED
+        + """
+    @routes.on_start
+    async def prepare(agent):
+        await wait_with_child()
+    """
+    )
+    async with run(table, time_limit=2) as dispatcher:
+        assert dispatcher.counters["failures"] == 2  # what it raised, and that it was stopped
+
+
+async def test_messages_that_wait_during_a_reload_go_to_the_handlers_that_wait(bus, run, script):
+    plain = script(f"""
+        import time
+
+        @routes.message("fraud")
+        def block(message):
+            until = time.perf_counter() + 2 * {SLICE}
+            while message.text == "a" and time.perf_counter() < until:
+                pass
+    """)
+    waiting = script("""
+        @routes.message("fraud")
+        async def block(message):
+            await trio.lowlevel.checkpoint()
+            seen.append(message.text)
+    """)
+    async with run(plain, load=lambda: waiting) as dispatcher:
+        tickets = bus.message("fraud", *"abcdef")
+        while not bus.results:
+            await trio.lowlevel.checkpoint()
+        dispatcher.reload()
+
+        assert await bus.finished(tickets) == [200] * 6
+    assert scope_of(waiting)["seen"] == list("bcdef")
+
+
+async def test_one_deadline_may_clear_another_that_is_due_as_well(autojump_clock, nursery):
+    deadlines = Deadlines()
+    expired: list[str] = []
+
+    def expire_and_clear() -> None:
+        expired.append("a")
+        deadlines.clear("b")
+
+    at = trio.current_time() + 1
+    deadlines.set("a", at, expire_and_clear)
+    deadlines.set("b", at, lambda: expired.append("b"))
+    nursery.start_soon(deadlines.run)
+
+    await trio.sleep(2)
+
+    assert expired == ["a"]

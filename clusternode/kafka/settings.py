@@ -42,6 +42,8 @@ MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "GSSAPI"
 PROTOCOLS = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 INT32_MAX = 2**31 - 1
+METADATA_REFRESH_MS = 10_000
+"""So soon a consumer finds a topic that was made after it; librdkafka looks every five minutes."""
 PARTITIONS_MAX = 100_000
 IN_FLIGHT_MAX = 50_000
 """Half of librdkafka's own queue: the rest is room for retries and other users of it."""
@@ -195,6 +197,7 @@ class KafkaConnection:
             "session.timeout.ms": self.session_timeout_ms,
             "max.poll.interval.ms": self.max_poll_interval_ms,
             "heartbeat.interval.ms": min(3000, self.session_timeout_ms // 3),
+            "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
         }
         chosen = {
             name: value for name, value in self.properties.items() if name not in PRODUCER_ONLY

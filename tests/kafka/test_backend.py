@@ -123,7 +123,7 @@ async def test_ten_thousand_events_survive_a_broker_that_is_killed_and_comes_bac
                         while not file.exists() or len(statuses) < number - 1000:  # noqa: ASYNC110
                             await trio.sleep(0.01)
                         kafka.restart()
-                        while not await reaches_the_broker():
+                        while not await reaches_the_broker():  # noqa: ASYNC110
                             await trio.sleep(0.05)
                     nursery.start_soon(raise_one, number)
                     if number % 50 == 0:

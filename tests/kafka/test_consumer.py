@@ -76,7 +76,7 @@ async def world(kafka, settings):
             yield consumer
             nursery.cancel_scope.cancel()
 
-    running.connection = connection
+    running.connection = connection  # type: ignore[attr-defined]  # beside what it starts
     yield running
     await connections.aclose()
 

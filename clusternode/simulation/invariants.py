@@ -225,6 +225,7 @@ def replies_accounted(view: View) -> Iterator[Finding]:
         if is_due and not _was_paused(view.history, fact.origin):
             yield from _request_ended_well(fact, limit)
         yield from _replies_are_real(fact, view.history)
+    yield from _no_reply_is_missed(view.history)
 
 
 def _request_ended_well(fact: RequestFact, limit: Instant) -> Iterator[Finding]:
@@ -243,6 +244,23 @@ def _request_ended_well(fact: RequestFact, limit: Instant) -> Iterator[Finding]:
             yield at, f"{fact.key}: {node_id} is said to have replied, but no reply was given"
         if outcome is Outcome.NOTHING and node_id in replied:
             yield at, f"{fact.key}: {node_id} is said to have had nothing, but replied"
+
+
+def _no_reply_is_missed(history: History) -> Iterator[Finding]:
+    """No reply arrives in time and finds that its node is said to have ended well before it."""
+    for key, made in history.replies_made.items():
+        request, reply = history.requests.get(made.request), history.deliveries.get(key)
+        if request is None or reply is None:
+            continue
+        ended_well = any(
+            node_id == made.replier and code is ResultCode.OK
+            for _, node_id, _, code in request.finished
+        )
+        if not ended_well or any(other == key for _, _, other in request.replies):
+            continue
+        for at, _, code in reply.results:
+            if code is ResultCode.NOT_FOUND and at <= request.at + request.timeout:
+                yield at, f"{made.request}: the reply {key} was missed"
 
 
 def _replies_are_real(fact: RequestFact, history: History) -> Iterator[Finding]:

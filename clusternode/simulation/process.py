@@ -233,6 +233,13 @@ class Clock:
         self._armed_at = at
         self._process.world.at(at, self._fire, at)
 
+    def fire_if_due(self) -> None:
+        """Wake the node now if its deadline has passed while it could not be woken."""
+        process = self._process
+        deadline = process.node.next_deadline()
+        if process.is_running and deadline is not None and deadline <= process.world.now:
+            process.feed(TimePassed())
+
     def _fire(self, at: Instant) -> None:
         process = self._process
         if at != self._armed_at or not process.is_running:

@@ -36,6 +36,8 @@ TIME_ZERO: Instant = 10_000.0
 """Where the clock starts: an `Instant` has no zero, and code that thinks so must fail here."""
 WALL_CLOCK_ZERO_MS = 1_700_000_000_000
 """The wall clock at the start, for incarnations."""
+TIMER_FIRST_SHARE = 0.5
+"""How often a process that goes on looks at its timers before what has arrived meanwhile."""
 PORT = 5062
 CLUSTER = "simulated"
 
@@ -206,6 +208,8 @@ class World(EventQueue):
         process.is_paused = False
         self._machines.end_disturbance(f"pause {node_id}")
         process.feed(Lagged(self.now - self._machines.paused_at[node_id]))
+        if self.rng.random() < TIMER_FIRST_SHARE:
+            process.clock.fire_if_due()
         backlog, process.backlog = process.backlog, type(process.backlog)()
         for act, *arguments in backlog:
             act(*arguments)

@@ -1,0 +1,65 @@
+"""Lives through the stories of mutants; see the package's docstring."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clusternode.simulation import swarm
+from clusternode.simulation.runner import run
+from clusternode.simulation.scenario import Scenario, load
+from tests.simulation.mutants.catalogue import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
+
+
+def story_of(name: str) -> Scenario:
+    kind, _, seed = name.partition(":")
+    return swarm.draw(int(seed)) if kind == "swarm" else load(ROOT / "scenarios" / f"{name}.toml")
+
+
+def hunt(mutant: Mutant) -> dict[str, Any]:
+    """Run a mutant until a story fails; return which, and what was broken how often."""
+    mutant.apply()
+    broken: Counter[str] = Counter()
+    for name in mutant.stories:
+        scenario = story_of(name)
+        result = run(scenario, scenario.seed)
+        broken = Counter(violation.invariant for violation in result.violations)
+        if broken.keys() & set(mutant.caught_by):
+            first = next(v for v in result.violations if v.invariant in mutant.caught_by)
+            return {
+                "mutant": mutant.name,
+                "story": name,
+                "broken": dict(broken),
+                "first": f"{first.at:.3f} s {first.invariant}: {first.detail}",
+            }
+    return {"mutant": mutant.name, "story": None, "broken": dict(broken), "first": ""}
+
+
+def main(names: Sequence[str]) -> int:
+    if len(names) == 1:
+        print(json.dumps(hunt(MUTANTS[names[0]])))
+        return 0
+    survivors = 0
+    for name in names or MUTANTS:
+        ran = subprocess.run(
+            [sys.executable, "-m", "tests.simulation.mutants", name],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found = json.loads(ran.stdout)
+        survivors += found["story"] is None
+        print(f"{name}: {found['story'] or 'SURVIVED'} {found['first']}", flush=True)
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -14,6 +14,7 @@ from clusternode.core.types import NodeId, ResultCode
 from clusternode.errors import RouteError
 from clusternode.kafka.connections import Connection
 from clusternode.kafka.consumer import ConsumerSettings, Handled
+from clusternode.kafka.notifications.listener import listener_of
 from clusternode.kafka.reader import Commit
 from clusternode.kafka.records import Record
 from clusternode.kafka.settings import KafkaConnection
@@ -119,11 +120,16 @@ def consumer_settings(handler: Handler, connection: KafkaConnection, name: str) 
         topics = read_topics(options.topics)
     except ValueError as error:
         raise RouteError(f"{handler.name}: topics: expected {error}") from None
+    is_listener = listener_of(handler) is not None
+    if is_listener and connection.vhost:
+        topics = tuple(f"{topic}.{connection.vhost}" for topic in topics)
     try:
         commit = Commit(options.commit)
     except ValueError:
         known = ", ".join(each.value for each in Commit)
         raise RouteError(f"{handler.name}: commit={options.commit!r}: one of {known}") from None
+    if is_listener and connection.enable_auto_commit and commit is Commit.BEFORE:
+        commit = Commit.AUTO
     if commit is Commit.AUTO and not connection.enable_auto_commit:
         raise RouteError(f"{handler.name}: commit='auto' needs enable_auto_commit = true")
     if not 0 <= options.retries <= RETRIES_MAX:

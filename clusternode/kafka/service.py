@@ -18,7 +18,15 @@ from clusternode.kafka.bridges import Bridge, BridgeSettings, read_bridges
 from clusternode.kafka.connections import Connection, KafkaConnections
 from clusternode.kafka.consumer import Consumer, ConsumerSettings, Handle
 from clusternode.kafka.handlers import Host, RouteHandle, consumer_settings
-from clusternode.kafka.settings import KafkaConnection, read_connections
+from clusternode.kafka.notifications.listener import listener_of
+from clusternode.kafka.notifications.transport_url import (
+    OPTIONS,
+    SETTING,
+    connection_of,
+    has_mixed_credentials,
+    parse_url,
+)
+from clusternode.kafka.settings import ANY_TEXT, KafkaConnection, read_connections
 from clusternode.routes.events import EventHub
 from clusternode.routes.table import Handler, Kind, RouteTable
 
@@ -48,6 +56,9 @@ class KafkaSettings:
             ConfigError: Names the key, and what was expected.
         """
         connections = read_connections(plugins.table("kafka")) if plugins.has("kafka") else {}
+        if plugins.has("notifications"):
+            connection = read_notifications(plugins.table("notifications"))
+            connections.setdefault(connection.name, connection)
         tables = plugins.tables("kafka_bridge")
         is_disabled = plugins.has("kafka") and not connections
         return cls(connections, () if is_disabled else read_bridges(tables, connections))
@@ -213,7 +224,9 @@ class KafkaService:
             connection = self.connections.get(handler.on)
             name = _free_name(connection.name, found)
             settings = consumer_settings(handler, connection.settings, name)
-            handle = RouteHandle(host, self._buses, connection, handler)
+            handle: Handle = listener_of(handler) or RouteHandle(
+                host, self._buses, connection, handler
+            )
             found[name] = Wanted(connection, settings, handle)
         for bridge in self._bridges:
             own = bridge.settings
@@ -250,6 +263,22 @@ class KafkaService:
             known = ", ".join(each.settings.name for each in self.consumers()) or "none"
             raise NoSuchConnection(f"no active consumer named {name}; there are: {known}")
         return found
+
+
+def read_notifications(table: RawTable) -> KafkaConnection:
+    """Read `[notifications]`: transport_url, and options of oslo_messaging_kafka beside it.
+
+    Raises:
+        ConfigError: Names the key, and what was expected.
+    """
+    table.refuse_unknown([SETTING, *OPTIONS])
+    if not table.has(SETTING):
+        raise table.fail(SETTING, None, "kafka://[USER:PASS@]HOST[:PORT][,…]/[VHOST][?OPTIONS]")
+    url = parse_url(str(table.value(SETTING, ANY_TEXT)))
+    options = {name: table.values[name] for name in table.names() if name != SETTING}
+    if has_mixed_credentials(url):
+        logger.warning("%s: hosts differ in their credentials; the first are used", url.shown)
+    return connection_of(url, options)
 
 
 def _free_name(base: str, taken: Mapping[str, object]) -> str:

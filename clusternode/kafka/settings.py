@@ -72,6 +72,8 @@ class KafkaConnection:
     """Brokers, topic and properties in one: `HOST:PORT/TOPIC?g.NAME=VALUE&t.NAME=VALUE`, as event_kafka's broker_id has them."""  # noqa: E501
     topic: str = ""
     """The topic of records that name none."""
+    vhost: str = ""
+    """Virtual host: appended to the topics of notifications, on both sides."""
     client_id: str = "clusternode"
     """How the client calls itself in the broker's logs and quotas."""
     request_timeout_ms: int = 5000
@@ -389,6 +391,7 @@ KINDS: Mapping[str, Kind] = {
     "brokers": BROKERS,
     "uri": ANY_TEXT,
     "topic": TOPIC_NAME,
+    "vhost": ANY_TEXT,
     "client_id": ANY_TEXT,
     "request_timeout_ms": integer(1, 900_000),
     "message_timeout_ms": integer(0, INT32_MAX),

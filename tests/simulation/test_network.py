@@ -61,7 +61,8 @@ def test_tcp_waits_twice_as_long_each_time(now, expected):
 
 
 def test_what_is_due_soon_comes_after_everything_due_now():
-    queue, happened = EventQueue(0.0), []
+    queue = EventQueue(0.0)
+    happened: list[str] = []
     queue.at(1.0, queue.soon, happened.append, "soon")
     queue.at(1.0, happened.append, "now")
     queue.at(2.0, happened.append, "later")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clusternode.core.messaging.sending import Outgoing
 from clusternode.core.types import ResultCode, Tag
 from clusternode.core.wire.messages import Reply
 from tests.core.messaging.halves import Cable, Half, joined
@@ -93,7 +94,7 @@ def test_a_cancelled_request_leaves_nothing_and_says_nothing():
     sending = a.stream("b").sending
     assert not a.finished
     assert not sending.asking
-    assert [one.request for one in sending.unsent] == [None, last]
+    assert [isinstance(one, Outgoing) and one.request for one in sending.unsent] == [None, last]
     assert len(a.messaging.requests) == 1
 
 

@@ -162,7 +162,7 @@ class TwoHalves(RuleBasedStateMachine):
         self._check_results()
         for name, half in self.halves.items():
             half.advance_to(half.now + 200.0)
-            stream = half.messaging.deliveries.streams[self.other(name)]
+            stream = half.stream(self.other(name))
             assert not stream.sending.pending
             assert not stream.sending.asking
             assert not stream.waiting
@@ -184,9 +184,9 @@ class TwoHalves(RuleBasedStateMachine):
         for name, request in self.requests:
             half = self.halves[name]
             assert half.ended.count(request) == 1
-            ((_, outcome, code),) = half.finished[request]
+            ((_, outcome, final),) = half.finished[request]
             replies = half.replies.get(request, [])
-            if code == ResultCode.OK:
+            if final == ResultCode.OK:
                 assert outcome == ("replied" if replies else "nothing")
                 for answerer, origin, delivery in self.answers[f"{name}-{request}"]:
                     # No reply was overtaken by the end of its request.

@@ -10,7 +10,7 @@ from clusternode.core.messaging.sending import (
     ResultsBuffer,
     Sending,
 )
-from clusternode.core.types import ChannelName, NodeId, ResultCode
+from clusternode.core.types import ChannelName, NodeId, ResultCode, Tag
 from clusternode.core.wire.messages import Message, Reply, Request, Results, Resume, Run, Unknown
 from tests.core.messaging.halves import Cable, Half, joined
 
@@ -38,7 +38,7 @@ def test_a_message_is_taken_handled_and_answered_once():
 
     assert [message.body for *_, message in b.taken] == [b"hello"]
     assert codes(a, one) == [[OK]]
-    assert not a.stream("b").sending.unacknowledged or a.advance_to(a.now + 1) is None
+    assert not a.stream("b").sending.unacknowledged
 
 
 def test_results_of_one_batch_travel_as_runs():
@@ -541,7 +541,7 @@ def test_a_peer_that_never_acknowledges_results_is_cut_and_they_are_dropped():
         if error is not None:
             break
 
-    assert "not acknowledged" in error
+    assert "not acknowledged" in str(error)
     cable.cut()
     assert not b.stream("a").sending.unacknowledged
     b.check()
@@ -549,7 +549,7 @@ def test_a_peer_that_never_acknowledges_results_is_cut_and_they_are_dropped():
 
 def test_a_peer_that_never_reads_results_gets_none():
     _, b, cable = joined()
-    receive(b, message(), Request(ChannelName("ch"), "t", b"", "x", 1.0), origin="a")
+    receive(b, message(), Request(ChannelName("ch"), "t", b"", Tag("x"), 1.0), origin="a")
     b.publish("a")
     b.handle()
     b.stream("a").put_results((one, 200) for one in range(1, 2 * RUNS_HELD_MAX, 2))

@@ -64,6 +64,8 @@ class Kamailio:
     seed: str = ""
     transport: str = "udp"
     port: int = 5060
+    text: str = ""
+    """Its configuration; empty for the template of the tests."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -111,7 +113,7 @@ class Kamailio:
             (self.directory / "tls.cfg").write_text(tls_config)
             tls = 'loadmodule "tls.so"\nmodparam("tls", "config", "@RUN@/tls.cfg")'
         seed = f'modparam("dmq", "notification_address", "{self.seed}")' if self.seed else ""
-        text = TEMPLATE.read_text()
+        text = self.text or TEMPLATE.read_text()
         for name, value in {
             "TCP": {"udp": "disable_tcp=yes", "tcp": "tcp_children=2", "tls": "enable_tls=yes"}[
                 self.transport

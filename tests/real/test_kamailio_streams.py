@@ -139,3 +139,52 @@ async def test_the_agent_is_a_node_with_routes_and_command_line(directory):
         assert kamailio.nodes().get("127.0.5.15", "disabled") == "disabled"
         assert "E_CLUSTERNODE_PEER_UP 127.0.5.11:5060" in (directory / "out").read_text()
         assert agent.returncode == 0
+
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples" / "kamailio"
+EXAMPLE_CONFIG = """
+[node]
+id = "agent"
+address = "tcp://127.0.5.24:5062"
+control_socket = "agent.sock"
+[routes]
+file = "routes.py"
+[gateway.kamailio]
+server_address = "sip:127.0.5.24:5060"
+notification_address = ["sip:127.0.5.21:5060"]
+htables = { blocked = 3600 }
+"""
+RPC = """loadmodule "jsonrpcs.so"
+modparam("jsonrpcs", "transport", 6)
+modparam("jsonrpcs", "dgram_socket", "@RUN@/rpc.sock")
+
+request_route {"""
+
+
+async def test_the_pair_of_examples_does_what_the_page_says(directory):
+    (directory / "node.toml").write_text(EXAMPLE_CONFIG)
+    shutil.copy(EXAMPLES / "routes.py", directory)
+    text = (EXAMPLES / "kamailio.cfg").read_text().replace("request_route {", RPC, 1)
+    kamailio = Kamailio("127.0.5.21", directory / "node", text=text)
+
+    with stopped_at_the_end(Bus([kamailio])) as bus:
+        await bus.start()
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "clusternode", "run", "-c", str(directory / "node.toml")]
+        )
+        try:
+            await until(lambda: kamailio.nodes().get("127.0.5.24") == "active", 15.0)
+            async with user_agent() as caller:
+                contact = {"Contact": "<sip:bob@127.0.0.1:7777>"}
+                assert await caller.send("REGISTER", "bob", kamailio, headers=contact) == 200
+                await trio.sleep(0.3)
+                assert await caller.send("INVITE", "bob", kamailio, from_user="alice") == 404
+                cells = lambda: str(kamailio.rpc("htable.dump", "answers"))  # noqa: E731
+                await until(lambda: "<sip:bob@127.0.0.1:7777>" in cells(), 3.0)
+                for _ in range(101):
+                    await caller.send("INVITE", "bob", kamailio, from_user="mallory")
+                await until(lambda: kamailio.cell("blocked", "mallory") is not None, 3.0)
+                assert await caller.send("INVITE", "bob", kamailio, from_user="mallory") == 403
+        finally:
+            agent.send_signal(signal.SIGTERM)
+            await trio.to_thread.run_sync(agent.wait, 10)

@@ -22,13 +22,13 @@ import trio
 from clusternode.core.effects import Persist
 from clusternode.core.inputs import KnownMember
 from clusternode.core.types import Address, Incarnation, NodeId, is_name
+from clusternode.core.wire.limits import COUNT_MAX
 from clusternode.errors import ConfigError, StateError
 
 logger = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 INCARNATION_RANDOM_BITS: Final = 20
-INCARNATION_MAX: Final = 2**64 - 1  # it is a u64 on the wire
 FILE_SIZE_MAX: Final = 16 * 1024 * 1024
 """Far more than the members of the largest cluster take."""
 LOCK_NAME: Final = "lock"
@@ -211,7 +211,7 @@ def decode_state(data: bytes, now_ms: int) -> Remembered:
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']!r}, expected {FORMAT}")
         incarnation = state["incarnation"]
-        if type(incarnation) is not int or not 0 <= incarnation < INCARNATION_MAX:
+        if type(incarnation) is not int or not 0 <= incarnation < COUNT_MAX:
             raise ValueError(f"incarnation {incarnation!r}")
         elapsed = max(0.0, (now_ms - state["written_at_ms"]) / 1000)  # clocks are set back, too
         members = tuple(_known_member(entry, elapsed) for entry in state["members"])

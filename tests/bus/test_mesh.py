@@ -92,7 +92,9 @@ async def test_an_unknown_node_is_480(bus):
     assert await delivery == {"n9": ResultCode.UNAVAILABLE}
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug of the user"), SystemExit("a bug of the user")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug of the user"), SystemExit("a bug of the user")]
+)
 async def test_a_callback_that_raises_is_logged_and_hurts_nobody(bus, caplog, error):
     def raises(node_id, code):
         raise error

@@ -66,6 +66,7 @@ def test_a_clock_that_was_set_back_does_not_shorten_the_silence():
         b"[]",
         b'{"format": 2}',
         b'{"format": 1, "written_at_ms": 0, "incarnation": -1, "members": []}',
+        b'{"format": 1, "written_at_ms": 0, "incarnation": 9223372036854775807, "members": []}',
         b'{"format": 1, "written_at_ms": 0, "incarnation": 1, "members": [{"node_id": "a b"}]}',
         b'{"format": 1, "written_at_ms": "x", "incarnation": 1, "members": []}',
     ],

@@ -6,7 +6,8 @@ import pytest
 
 from clusternode.core.effects import Persist, Settle, Withdraw
 from clusternode.core.events import DuplicateId
-from clusternode.core.inputs import DialFailed, DialFailure, Leave, Publish
+from clusternode.core.inputs import ChannelsChanged, DialFailed, DialFailure, Leave, Publish
+from clusternode.core.membership.identity import HEADROOM
 from clusternode.core.settings import DiscoverySettings
 from clusternode.core.types import ChannelName, DeliveryId, Incarnation, NodeId, ResultCode
 from clusternode.core.wire.limits import COUNT_MAX
@@ -202,3 +203,16 @@ def test_what_was_sent_under_the_old_incarnation_is_not_sent_again_under_the_new
     lone.receive(again, Resume(0, 1))
     assert lone.is_open("n9")
     assert not lone.of_type(Message, again)
+
+
+def test_whatever_others_claim_leaves_room_for_our_own_changes_and_restarts():
+    lone = Lone()
+    connection = lone.open("n9")
+    for version in (COUNT_MAX - 1, COUNT_MAX - HEADROOM):
+        lone.receive(connection, Records([record_of("n5", 100, version)]))
+    lone.feed(refused(CloseReason.STALE_INCARNATION, COUNT_MAX - 1))
+    lone.sent.clear()
+    lone.feed(ChannelsChanged((ChannelName("a"),)))
+
+    (said,) = lone.of_type(Records, connection)
+    assert said.records[0].key == (100, COUNT_MAX - HEADROOM + 2)

@@ -16,20 +16,23 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from clusternode.backends import channel, datagram, flatstore, http, program, stream, virtual
+from clusternode.backends.options import Option
 from clusternode.cli import reference as cli_reference
-from clusternode.config.text import reference_markdown
+from clusternode.config.text import reference_markdown, toml_value
 from clusternode.control import requests as control_requests
 from clusternode.core import events
 from clusternode.core.membership import health
-from clusternode.gateways import reference as gateways_reference
 from clusternode.core.types import ResultCode
 from clusternode.core.wire import messages
 from clusternode.core.wire.messages import CloseReason
+from clusternode.gateways import reference as gateways_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -308,7 +311,32 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "counters.md": counters_page,
 }
 
+def options_table(options: tuple[Option, ...]) -> str:
+    """List the options of one event back end."""
+    lines = ["| option | value | default | meaning |", "|---|---|---|---|"]
+    for option in options:
+        default = "none" if option.default == "" else f"`{toml_value(option.default)}`"
+        cells = (f"`{option.name}`", option.kind.expected, default, option.help)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+BACKEND_OPTIONS: Mapping[str, tuple[Option, ...]] = {
+    "channel": channel.OPTIONS,
+    "exec": program.OPTIONS,
+    "flatstore": flatstore.OPTIONS,
+    "http": http.OPTIONS,
+    "tcp": stream.STREAM_OPTIONS,
+    "udp": datagram.DATAGRAM_OPTIONS,
+    "unix": stream.UNIX_STREAM_OPTIONS,
+    "virtual": virtual.OPTIONS,
+}
+
 SECTIONS: Mapping[str, Callable[[], str]] = {
+    **{
+        f"options-{scheme}": partial(options_table, options)
+        for scheme, options in BACKEND_OPTIONS.items()
+    },
     "close-reasons": close_reasons,
     "counters": counters_table,
     "events": events_table,

@@ -137,7 +137,7 @@ class BackendSubscriptions:
                 queue.abandon("the agent has stopped")
 
     async def drain(self) -> None:
-        """Deliver what is queued, for `DRAIN_TIMEOUT`; then let `virtual:` use its other members."""
+        """Deliver what is queued for `DRAIN_TIMEOUT`; then let `virtual:` use other members."""
         await self._until_empty()
         for backend in self._outlets.backends():
             if isinstance(backend, HasMembers):

@@ -161,7 +161,7 @@ class Agent:
         settings = reload_settings() if reload_settings is not None else self.settings
         check_exposure(settings)
         if self._credentials is not None:
-            self._credentials.load()
+            self._credentials.load(settings.tls)
         found = {name: read_secrets(section) for name, section in settings.clusters.items()}
         self.events.subscriptions.check(_requests(settings), path="subscribe")
         self.kafka.prepare(KafkaSettings.read(settings.plugins))

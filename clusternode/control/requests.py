@@ -112,7 +112,7 @@ CALLS: tuple[Call, ...] = (
         parameters=(CLUSTER,),
         result="An array of objects, the own row first: node_id, address, status, fail_count, "
         "incarnation, version, last_seen_s, tags, channels, local, link, round_trip_ms, priority, "
-        "notification, remote, outbox_bytes.",
+        "notification, remote, outbox_bytes, certificate_expires.",
     ),
     Call(
         name="cluster.show",

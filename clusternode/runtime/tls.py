@@ -58,31 +58,33 @@ class Credentials:
         self.own: Certificate
         self.load()
 
-    def load(self) -> None:
-        """Read the files; when one cannot be used, everything stays as it was.
+    def load(self, section: TlsSection | None = None) -> None:
+        """Read the files, those of another section if given.
 
         Raises:
-            ConfigError: Names the file and what is wrong with it.
+            ConfigError: Names the file and what is wrong with it; everything stays as it was.
         """
-        stamps = self._look()
-        client = _context(ssl.PROTOCOL_TLS_CLIENT, self.section)
-        server = _context(ssl.PROTOCOL_TLS_SERVER, self.section)
-        own = _probe(client, server, self.section)
+        section = section or self.section
+        stamps = _look(section)
+        client = _context(ssl.PROTOCOL_TLS_CLIENT, section)
+        server = _context(ssl.PROTOCOL_TLS_SERVER, section)
+        own = _probe(client, server, section)
         if self._node_id not in own.names:
             raise ConfigError(
                 "tls.certificate",
-                str(self.section.certificate),
+                str(section.certificate),
                 f"a certificate that names node {self._node_id} (URI:{URI_PREFIX}{self._node_id});"
                 f" it names {', '.join(sorted(own.names)) or 'no node'}",
             )
         self.client, self.server, self.own, self._stamps = client, server, own, stamps
+        self.section = section
 
     def have_files_changed(self) -> bool:
-        return self._look() != self._stamps
+        return _look(self.section) != self._stamps
 
-    def _look(self) -> tuple[object, ...]:
-        paths = (self.section.certificate, self.section.key, self.section.ca)
-        return tuple(_stamp(path) for path in paths)
+
+def _look(section: TlsSection) -> tuple[object, ...]:
+    return tuple(_stamp(path) for path in (section.certificate, section.key, section.ca))
 
 
 def _stamp(path: Path) -> object:

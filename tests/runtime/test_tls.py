@@ -297,3 +297,17 @@ def test_errors_of_openssl_are_said_in_words():
     assert tls.describe_error(error) == "it showed no certificate"
     error.reason = "SOMETHING_ELSE"
     assert tls.describe_error(error) == "something else"
+
+
+async def test_a_reload_takes_other_files_up(autojump_clock, pki, tmp_path):
+    second = Pki(tmp_path / "second")
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        agent = (await cluster.add("n1", tls=pki.node("n1"))).agent
+
+        agent.settings = attrs.evolve(agent.settings, tls=second.node("n1"))
+        await agent.reload()
+        await cluster.add("n2", tls=second.node("n2"))
+
+        await cluster.everyone_active()
+        nursery.cancel_scope.cancel()

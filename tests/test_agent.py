@@ -240,6 +240,21 @@ async def test_routes_answer_requests_and_are_told_to_the_others(autojump_clock,
         assert (await bus.broadcast("news", b"x")) == {"n2": ResultCode.OK}
 
 
+async def test_the_event_of_a_reply_names_the_channel_even_after_the_request_has_ended(
+    autojump_clock, tmp_path
+):
+    file = tmp_path / "routes.py"
+    file.write_text(ROUTES)
+    async with cluster_of(2, routes=file) as cluster:
+        agent = cluster.nodes["n1"].agent
+        with agent.events.subscribe("E_CLUSTERER_RPL_RECEIVED") as stream:
+            await agent.buses["voip"].request("locate", "n2", "alice", tag="t-1").gather()
+            event = await stream.get()
+
+        assert event.parameters["channel"] == "locate"
+        assert event.parameters["tag"] == "t-1"
+
+
 async def test_a_reload_swaps_the_routes_or_leaves_them(autojump_clock, tmp_path):
     file = tmp_path / "routes.py"
     file.write_text(ROUTES)

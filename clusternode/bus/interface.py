@@ -14,7 +14,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import attrs
 import trio
@@ -129,7 +129,7 @@ class Replies(Protocol):
     @property
     def outcomes(self) -> Mapping[NodeId, NodeOutcome]: ...
     def __aiter__(self) -> AsyncIterator[Reply]: ...
-    async def __aenter__(self) -> Replies: ...
+    async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *exc_info: object) -> None: ...
     async def gather(self) -> list[Reply]:
         """Wait for the end and return all replies in the order of their arrival."""
@@ -152,6 +152,7 @@ class Arrivals:
     origin: NodeId
     items: list[tuple[int, Answerable]]  # (ticket, message)
     finish: Callable[[Sequence[tuple[int, ResultCode]]], None]
+    channels: Mapping[Tag, ChannelName] = attrs.field(factory=dict)  # tag of ours → its channel
 
 
 class Receiver(Protocol):

@@ -63,6 +63,8 @@ logger = logging.getLogger(__name__)
 
 NAMES_REMEMBERED_MAX: Final = 1024
 """Channels and content types that are known to be good, so that each is checked once."""
+TAGS_REMEMBERED_MAX: Final = 4096
+"""Requests whose channel is known for the events of late replies: four times those open at once."""
 CHANGEABLE_STATUSES: Final = ("active", "not_active", "disabled")
 NAME_EXPECTED: Final = "1 to 64 of A-Z a-z 0-9 . _ : -"
 
@@ -80,6 +82,7 @@ class MeshBus:
         self._deliveries: dict[DeliveryId, Delivery] = {}
         self._requests: dict[RequestId, MeshReplies] = {}  # in the order of their opening
         self._open_tags: set[str] = set()
+        self._channels_of_tags: dict[Tag, ChannelName] = {}  # also of requests that have ended
         self._tag_prefix = secrets.token_hex(6)  # the same tag must not come from an earlier life
         self._good_names: set[str] = set()
         self._good_content_types: set[str] = {DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE}
@@ -269,6 +272,9 @@ class MeshBus:
             checked_tag, trio.current_time(), partial(self._cancel, request_id, checked_tag)
         )
         self._open_tags.add(checked_tag)
+        self._channels_of_tags[checked_tag] = ChannelName(channel)
+        if len(self._channels_of_tags) > TAGS_REMEMBERED_MAX:
+            del self._channels_of_tags[next(iter(self._channels_of_tags))]
         self._requests[request_id] = replies  # before anything is sent
         self.driver.feed(
             Ask(
@@ -420,7 +426,9 @@ class MeshBus:
                 ]
             )
         else:
-            self._receiver.arrived(Arrivals(self, effect.origin, effect.items, finish))
+            self._receiver.arrived(
+                Arrivals(self, effect.origin, effect.items, finish, self._channels_of_tags)
+            )
 
     def _finish(
         self,

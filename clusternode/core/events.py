@@ -132,7 +132,7 @@ class ReplyReceived:
     msg: bytes
     tag: str
     channel: str
-    """The channel of the request, empty when no request with that tag is open."""
+    """The channel of the request; empty when we remember no request with that tag."""
 
 
 @attrs.frozen

@@ -319,7 +319,8 @@ class Dispatcher:
             asked = RequestReceived(name, origin, message.body, message.tag, message.channel)
             self.observed(arrivals.bus, asked)
         elif isinstance(message, wire.Reply):
-            reply = ReplyReceived(name, origin, message.body, message.tag, "")
+            channel = arrivals.channels.get(message.tag, "")
+            reply = ReplyReceived(name, origin, message.body, message.tag, channel)
             self.observed(arrivals.bus, reply)
 
     def _keep_open(

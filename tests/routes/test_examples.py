@@ -148,5 +148,6 @@ def test_the_page_shows_every_example_and_no_other_code_than_theirs():
     assert blocks
     for block in blocks:
         assert any(block in source for source in sources), block
+    pages = "\n".join(each.read_text(encoding="utf-8") for each in SCRIPTING.parent.glob("*.md"))
     for file in EXAMPLES.iterdir():
-        assert file.is_dir() or f"examples/{file.name}" in page, file.name
+        assert file.is_dir() or f"examples/{file.name}" in pages, file.name

@@ -43,6 +43,8 @@ SENDS_PER_TURN = 64
 """Calls of `send` before the caller gives way: a task that only sends must not hold the loop."""
 QUEUE_FULL_PAUSE: Seconds = 0.05
 """How long room is waited for where librdkafka's queue is full and nothing of ours is in it."""
+LASTING = frozenset({"_AUTHENTICATION", "_SSL"})
+"""Troubles that only a human ends; they explain more than the refused connections around them."""
 PURGE_TIMEOUT: Seconds = 1.0
 """How long the reports of purged records may take; they are made in memory."""
 JOIN_TIMEOUT: Seconds = 2.0
@@ -119,6 +121,8 @@ class _Client:
         self.in_flight = 0
         self.drained = trio.Event()
         self.fatal: KafkaError | None = None
+        self.trouble: KafkaError | None = None
+        """What the connection suffers from; written by the thread, cleared by a delivery."""
         self.handle = library.new_producer(properties, self._failed, log.logger)
         self._log = log
         self._deliver = deliver
@@ -131,6 +135,8 @@ class _Client:
     def _failed(self, error: KafkaError) -> None:
         if error.fatal:
             self.fatal = error
+        if self.trouble is None or error.name in LASTING:
+            self.trouble = error
         self._log.error(error)
 
     def _poll(self) -> None:
@@ -155,6 +161,18 @@ class _Client:
 
     async def join(self) -> None:
         await trio.to_thread.run_sync(partial(self.thread.join, JOIN_TIMEOUT))
+
+
+def _explained(error: KafkaError, trouble: KafkaError | None) -> KafkaError:
+    """Say with a time-out why nobody answered."""
+    if error.name != "_MSG_TIMED_OUT" or trouble is None:
+        return error
+    return KafkaError(
+        error.name,
+        f"{error.detail}; {trouble}",
+        retriable=trouble.name not in LASTING,
+        definite=error.definite,
+    )
 
 
 class Producer:
@@ -379,9 +397,10 @@ class Producer:
         error = ticket.error
         if error is None:
             counters.delivered += 1
+            ticket.client.trouble = None
         else:
             counters.failed += 1
-            self.last_error = library.error_of(error)
+            self.last_error = _explained(library.error_of(error), ticket.client.trouble)
             self._log.undelivered(self.last_error, ticket.topic)
         if ticket.report is None:
             return

@@ -85,7 +85,7 @@ def test_every_key_is_read(tmp_path):
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, lines, words):
-    with pytest.raises(ConfigError, match="gateway.kamailio") as raised:
+    with pytest.raises(ConfigError, match=r"gateway\.kamailio") as raised:
         read(tmp_path, f"[gateway.kamailio]\n{lines}\n")
 
     assert words in str(raised.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 import pytest
 
@@ -45,7 +47,7 @@ def record(**changes):
     return [list({**fields, **changes}.values())]
 
 
-LIMITS = {
+LIMITS: dict[str, tuple[Any, Any, Any]] = {  # name → message class, limit, fields with n of it
     "name": (Want, limits.NAME_LENGTH_MAX, lambda n: [["x" * n]]),
     "content type": (
         Message,

@@ -136,11 +136,11 @@ def test_our_answers_are_byte_for_byte_what_kamailio_writes(path):
 def test_recorded_member_lists_are_read_and_written_the_same(path):
     body = read(path).body
     lines = parse_list_untrusted(body)
-    addresses = [line.address.numeric for line in lines]
+    addresses = [numeric for line in lines if (numeric := line.address.numeric) is not None]
 
     assert len(lines) == body.count(b"\r\n")
     assert {line.status for line in lines} == {"active"}
-    assert None not in addresses
+    assert len(addresses) == len(lines)
     *others, own = addresses
     assert encode_list(own, others) == body
 

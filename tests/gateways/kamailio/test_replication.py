@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -76,10 +77,8 @@ def test_what_we_write_is_what_we_read(message):
 )
 def test_no_body_raises_anything_else(body):
     for parse in (parse_htable_untrusted, parse_usrloc_untrusted):
-        try:
+        with contextlib.suppress(RemoteProtocolError):
             parse(body)
-        except RemoteProtocolError:
-            pass
 
 
 @pytest.mark.parametrize(
@@ -111,7 +110,8 @@ def test_a_dump_is_cut_into_bodies_that_kamailio_takes():
 
     assert len(bodies) > 1
     assert all(len(body) <= CELLS_BODY_SIZE_MAX + 1200 for body in bodies)
-    found = [cell for body in bodies for cell in parse_htable_untrusted(body).cells]
+    dumps = [parse_htable_untrusted(body) for body in bodies]
+    found = [cell for dump in dumps if isinstance(dump, Cells) for cell in dump.cells]
     assert found == cells
     assert list(encode_dump([])) == [b'{"cells":[]}']
 
@@ -186,10 +186,8 @@ def test_expressions_mean_what_they_mean_elsewhere(pattern, text):
 @settings(max_examples=300)
 @given(st.text("ab()[]{}|*+?^$\\.-:0,", max_size=20), st.text("ab", max_size=8))
 def test_no_expression_raises_anything_else(pattern, text):
-    try:
+    with contextlib.suppress(BadPattern):
         Regex(pattern).search(text)
-    except BadPattern:
-        pass
 
 
 @pytest.mark.parametrize("pattern", ["(a*)*b", "(a|aa)*$b", "((a{0,9}){0,9})c", "(.*)(.*)(.*)b"])

@@ -18,8 +18,12 @@ from clusternode.core.events import Joined, NodeStateChanged, PeerUp, SipReplica
 from clusternode.core.types import ResultCode
 from clusternode.core.wire.messages import Request
 from clusternode.errors import BodyTooLarge, ConfigError, NoSuchNode
-from clusternode.gateways.kamailio.codec import SipRequest, encode_request, parse_untrusted
-from clusternode.gateways.kamailio.codec import Identity
+from clusternode.gateways.kamailio.codec import (
+    Identity,
+    SipRequest,
+    encode_request,
+    parse_untrusted,
+)
 from clusternode.gateways.kamailio.effects import Answer, Effect, Send, Source
 from clusternode.gateways.kamailio.network import Received, SendFailed
 from clusternode.gateways.kamailio.peer import SimulatedKamailio

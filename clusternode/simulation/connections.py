@@ -64,6 +64,7 @@ class End:
         "is_open",
         "is_writing",
         "last_arrival",
+        "on_the_way",
         "other",
         "process",
         "stalled",
@@ -80,6 +81,7 @@ class End:
         self.is_established = False
         self.generation = 0  # what was sent in an older one is lost
         self.stalled: deque[Item] = deque()
+        self.on_the_way: deque[Item] = deque()  # sent, and neither arrived nor stalled
         self.stalled_since: Instant = 0.0
         self.last_arrival: Instant = 0.0
         self.busy_until: Instant = 0.0
@@ -217,9 +219,11 @@ class Connections:
             return
         world = self._world
         size = sum(frame.size_bytes for frame in write.frames)
-        bandwidth = world.network.quality_of(end.process.host.ip, end.other.process.host.ip)
-        if bandwidth.bandwidth is not None:
-            end.busy_until = world.now + size / bandwidth.bandwidth
+        quality = world.network.quality_of(end.process.host.ip, end.other.process.host.ip)
+        if quality.bandwidth is not None:
+            end.busy_until = world.now + size / quality.bandwidth
+        sent_at = world.network.through_uplink(end.process.host.ip, size, world.now)
+        end.busy_until = max(end.busy_until, sent_at)
         world.counts.messages += len(write.frames)
         self._send(end, (ItemKind.FRAMES, write.frames, size))
         if write.more:
@@ -235,6 +239,7 @@ class Connections:
         sent = max(world.now, end.busy_until)
         delay = world.network.delay(end.process.host.ip, end.other.process.host.ip)
         end.last_arrival = arrival = max(sent + delay, end.last_arrival)
+        end.on_the_way.append(item)
         world.at(arrival, self._arrive, end, item, end.generation)
 
     def _can_pass(self, end: End) -> bool:
@@ -251,6 +256,7 @@ class Connections:
         """Bring what `end` sent to the other end."""
         if generation != end.generation:
             return
+        end.on_the_way.popleft()
         if end.stalled or not self._can_pass(end):
             self._stall(end, item)
             return
@@ -322,8 +328,9 @@ class Connections:
         self._lose(end)
 
     def reset(self, end: End) -> None:
-        """Break a connection: both ends lose what was on the way and learn of it at once."""
+        """Break a connection at any byte: both ends lose the rest, and learn of it at once."""
         for side in (end, end.other):
+            self._arrive_in_part(side)
             self._lose(side)
         for side in (end, end.other):
             process = side.process
@@ -332,8 +339,23 @@ class Connections:
             else:
                 self._end_arrived(side.other, "connection reset")
 
+    def _arrive_in_part(self, end: End) -> None:
+        """Let some of what is on the way arrive, up to a byte that is drawn."""
+        if end.stalled or not end.on_the_way or not self._can_pass(end):
+            return
+        items = list(end.on_the_way)
+        whole = self._world.rng.randint(0, len(items))
+        for item in items[:whole]:
+            self.take(end, item)
+        other = end.other
+        if whole < len(items) and items[whole][0] is ItemKind.FRAMES and other.is_established:
+            messages = self._wire.carry_part(items[whole][1])
+            if messages and other.is_open:
+                other.process.feed(FramesReceived(other.connection, messages))
+
     def _lose(self, end: End) -> None:
         end.generation += 1
+        end.on_the_way.clear()
         end.stalled.clear()
         self._stalled.pop(end, None)
 

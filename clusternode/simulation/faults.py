@@ -13,7 +13,7 @@ from typing import TypeAlias
 import attrs
 
 from clusternode.core.types import Address, ChannelName, NodeId, Seconds
-from clusternode.simulation.network import LinkQuality
+from clusternode.simulation.network import DISTRIBUTIONS, LinkQuality
 from clusternode.simulation.resolver import ANSWER_DELAY, Answer
 from clusternode.simulation.surroundings import Behaviour
 from clusternode.simulation.tables import REQUIRED, Table
@@ -23,6 +23,8 @@ Action: TypeAlias = Callable[[World], None]
 Prepare: TypeAlias = Callable[[Table], Action]
 
 STEP_KINDS: dict[str, Prepare] = {}
+CLOCK_RATE_MIN = 0.5
+"""No oscillator is worse by far."""
 LOAD_KINDS = ("broadcast", "send", "request", "ask")
 
 
@@ -205,7 +207,23 @@ def quality_of(table: Table) -> LinkQuality:
     """Read latency, loss and bandwidth."""
     low, high = table.span("latency", (0.0002, 0.002))
     bandwidth = table.number("bandwidth", at_least=0.0)
-    return LinkQuality(low, high, table.share("loss"), bandwidth or None)
+    distribution = table.names("distribution", DISTRIBUTIONS, "uniform")[0]
+    return LinkQuality(low, high, table.share("loss"), bandwidth or None, distribution)
+
+
+@step("stall")
+def stall(table: Table) -> Action:
+    """Hold what is between two nodes, or two groups, `for` some seconds, and let it go on."""
+    one, other = table.groups("stall")[:2]
+    seconds = table.number("for", REQUIRED)
+    return lambda world: world.stall(one, other, seconds)
+
+
+@step("uplink")
+def uplink(table: Table) -> Action:
+    """Let all that hosts send share one `bandwidth`; without it there is no limit."""
+    nodes, bandwidth = table.nodes("uplink"), table.number("bandwidth")
+    return lambda world: world.set_uplink(nodes, bandwidth or None)
 
 
 # Names.
@@ -227,6 +245,36 @@ def answer_of(table: Table) -> Answer:
     if not found and error is None:
         error = "no addresses"
     return Answer(found, error, table.number("delay", ANSWER_DELAY))
+
+
+# Disks and clocks.
+
+
+@step("disk")
+def disk(table: Table) -> Action:
+    """Let writing the state fail with an `error`, or not; `wiped` loses what was written."""
+    nodes, error, is_wiped = table.nodes("disk"), table.text("error"), table.flag("wiped")
+
+    def act(world: World, node_id: NodeId) -> None:
+        host = world.hosts[node_id]
+        host.disk_error = error
+        if is_wiped:
+            host.incarnation, host.known = 0, (world.now, ())
+
+    return _each(nodes, act)
+
+
+@step("clock")
+def clock(table: Table) -> Action:
+    """Set how wrong the wall clock is from the next start on, and how fast timers run from then."""
+    nodes, rate = table.nodes("clock"), table.number("rate", 1.0, at_least=CLOCK_RATE_MIN)
+    offset = float(table.take("offset", (int, float), "seconds, before or after", 0.0))
+
+    def act(world: World, node_id: NodeId) -> None:
+        world.hosts[node_id].clock_offset = offset
+        world.hosts[node_id].clock_rate = rate
+
+    return _each(nodes, act)
 
 
 # What the hosts do.

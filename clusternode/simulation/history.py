@@ -167,6 +167,8 @@ class History:
     faults_of_core: list[tuple[Instant, NodeId, str]] = attrs.Factory(list)
     """What a node did that no node may do, seen on the spot: (when, node, what)."""
     settings: Limits = attrs.Factory(Limits)
+    twins: dict[NodeId, NodeId] = attrs.Factory(dict)
+    """Hosts that claim the node id of another one: host → that node id."""
 
     def life_of(self, node_id: NodeId, life: int) -> LifeFact:
         return self.lives[node_id][life - 1]

@@ -404,8 +404,12 @@ def no_node_fails(view: View) -> Iterator[Finding]:
     for at, node_id, what in view.history.faults_of_core:
         yield at, f"{node_id}: {what}"
     for life in itertools.chain.from_iterable(view.history.lives.values()):
-        if life.how == "withdrew":
+        if life.how == "withdrew" and not _has_twin(view.history, life.node_id):
             yield life.ended or view.now, f"{life.node_id} withdrew, but nobody has its id"
+
+
+def _has_twin(history: History, node_id: NodeId) -> bool:
+    return node_id in history.twins or node_id in history.twins.values()
 
 
 # In the end.

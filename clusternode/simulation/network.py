@@ -18,6 +18,10 @@ RETRANSMISSION_MIN: Seconds = 0.2
 RETRANSMISSION_MAX: Seconds = 120.0
 """Linux: TCP_RTO_MAX. The wait doubles up to this."""
 
+EXPONENTIAL_MAX = 10.0
+"""An exponential latency is cut off at so many times its mean: one draw in 22 000."""
+DISTRIBUTIONS = ("uniform", "exponential")
+
 LATENCY_POOR: Seconds = 0.25
 """From here on a round trip and a retransmission are near the shortest useful ping timeout."""
 
@@ -34,11 +38,25 @@ class LinkQuality:
     """The share of packets that are lost and sent again."""
     bandwidth: float | None = None
     """Bytes per second of one connection; None for no limit."""
+    distribution: str = "uniform"
+    """One of `DISTRIBUTIONS`: uniform between both ends, or exponential above the least, and
+    `latency_max - latency_min` on average."""
 
     @property
     def is_poor(self) -> bool:
         """Whether it excuses a ping that nobody answered in time."""
-        return bool(self.loss or self.bandwidth) or self.latency_max > LATENCY_POOR
+        worst = self.latency_max
+        if self.distribution == "exponential":
+            worst = self.latency_min + EXPONENTIAL_MAX * (self.latency_max - self.latency_min)
+        return bool(self.loss or self.bandwidth) or worst > LATENCY_POOR
+
+
+@attrs.define
+class Uplink:
+    """The one cable of a host: what it sends leaves one after the other."""
+
+    bandwidth: float
+    free_at: Instant = 0.0
 
 
 class Network:
@@ -49,6 +67,7 @@ class Network:
         self._rng = rng
         self._special: dict[HostPair, LinkQuality] = {}
         self._blocked: dict[HostPair, None] = {}  # a dict for its order
+        self._uplinks: dict[str, Uplink] = {}  # host → what all its connections share
 
     def quality_of(self, source: str, target: str) -> LinkQuality:
         return self._special.get((source, target), self.quality) if self._special else self.quality
@@ -61,12 +80,32 @@ class Network:
         """Draw how long one packet takes, resends included."""
         quality = self.quality_of(source, target)
         low, high = quality.latency_min, quality.latency_max
-        delay = low if low == high else low + (high - low) * self._rng.random()
+        if low == high:
+            delay = low
+        elif quality.distribution == "exponential":
+            delay = low + (high - low) * min(self._rng.expovariate(1.0), EXPONENTIAL_MAX)
+        else:
+            delay = low + (high - low) * self._rng.random()
         wait = RETRANSMISSION_MIN
         while quality.loss and self._rng.random() < quality.loss and wait < RETRANSMISSION_MAX:
             delay += wait
             wait *= 2
         return delay
+
+    def set_uplink(self, host: str, bandwidth: float | None) -> None:
+        """Let all connections of a host share one bandwidth, in bytes per second."""
+        if bandwidth is None:
+            self._uplinks.pop(host, None)
+        else:
+            self._uplinks[host] = Uplink(bandwidth)
+
+    def through_uplink(self, host: str, size: int, now: Instant) -> Instant:
+        """Return when the last of so many bytes has left the host, behind all others' bytes."""
+        uplink = self._uplinks.get(host)
+        if uplink is None:
+            return now
+        uplink.free_at = max(uplink.free_at, now) + size / uplink.bandwidth
+        return uplink.free_at
 
     def is_blocked(self, source: str, target: str) -> bool:
         return bool(self._blocked) and (source, target) in self._blocked

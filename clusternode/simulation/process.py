@@ -16,7 +16,7 @@ import attrs
 from clusternode.core import effects
 from clusternode.core.effects import Effect
 from clusternode.core.events import NodeStateChanged
-from clusternode.core.inputs import Input, KnownMember, Persisted, Start, TimePassed
+from clusternode.core.inputs import Input, KnownMember, Persisted, PersistFailed, Start, TimePassed
 from clusternode.core.node import Node
 from clusternode.core.settings import NodeSettings
 from clusternode.core.types import (
@@ -36,6 +36,8 @@ from clusternode.simulation.traffic import Traffic
 
 DISK_DELAY: Seconds = 0.005
 """From `Persist` to `Persisted`: one fsync of a solid-state disk."""
+ROUNDING: Seconds = 1e-9
+"""What two multiplications may take from a point in time, with room."""
 WAKE_UPS_WITHOUT_PROGRESS_MAX = 100
 """A node whose deadline stays in the past would hold the loop of an agent for ever."""
 
@@ -53,6 +55,12 @@ class Host:
     """On its disk: the last incarnation."""
     known: tuple[Instant, tuple[KnownMember, ...]] = (0.0, ())
     """On its disk: when, and which members were known."""
+    disk_error: str = ""
+    """Why nothing can be written to its disk; empty while it can."""
+    clock_offset: Seconds = 0.0
+    """How wrong its wall clock is when a process starts."""
+    clock_rate: float = 1.0
+    """How many seconds its timers count in one second; taken when a process starts."""
 
     @property
     def ip(self) -> str:
@@ -83,6 +91,7 @@ class Process:
         self.host = host
         self.settings = settings
         self.fact = fact
+        self.clock = Clock(self, world.now, host.clock_rate)
         self.node = Node(
             settings, world.now, random.Random(f"{world.seed}/{host.node_id}/{fact.life}")
         )
@@ -92,7 +101,6 @@ class Process:
         self.is_paused = False
         self.backlog: deque[tuple[Any, ...]] = deque()  # (function, *arguments) while paused
         self.routes = SimulatedRoutes(world, world.traffic, self)
-        self.clock = Clock(self)
 
     @property
     def node_id(self) -> NodeId:
@@ -119,7 +127,7 @@ class Process:
         world.trace.input(world.now, self.host.node_id, input_)
         world.counts.inputs += 1
         world.counts.stepping = self.host.node_id
-        for effect in self.node.step(world.now, input_):
+        for effect in self.node.step(self.clock.now, input_):
             _PERFORM[type(effect)](self, effect)
         if self.is_running:
             self.clock.arm()
@@ -203,7 +211,9 @@ class Process:
         self.world.after(DISK_DELAY, self._written, effect, self.world.now)
 
     def _written(self, effect: effects.Persist, asked_at: Instant) -> None:
-        if self.is_running:
+        if self.is_running and self.host.disk_error:
+            self.feed(PersistFailed(self.host.disk_error))
+        elif self.is_running:
             self.host.incarnation = max(self.host.incarnation, effect.incarnation)
             self.host.known = (asked_at, tuple(effect.members))
             self.feed(Persisted())
@@ -216,18 +226,48 @@ class Process:
 
 
 class Clock:
-    """The one timer of a process, kept at the node's next deadline."""
+    """The time of a process, and its one timer, kept at the node's next deadline.
 
-    def __init__(self, process: Process) -> None:
+    Its seconds may be longer or shorter than those of the world, as those of a bad oscillator are.
+    """
+
+    def __init__(self, process: Process, began: Instant, rate: float) -> None:
         self._process = process
+        self._began = began
+        self._rate = rate
+        self._latest: Instant = began
         self._armed_at: Instant | None = None
         self._last_wake_up: Instant = 0.0
         self._wake_ups = 0
 
+    @property
+    def now(self) -> Instant:
+        """The present, as the process counts it; never runs backwards."""
+        world_now = self._process.world.now
+        if self._rate == 1.0:
+            return world_now
+        self._latest = max(self._latest, self._began + (world_now - self._began) * self._rate)
+        return self._latest
+
+    def _in_the_world(self, deadline: Instant) -> Instant:
+        if self._rate == 1.0:
+            return deadline
+        return self._began + (deadline - self._began) / self._rate
+
+    def _is_due(self, deadline: Instant) -> bool:
+        """Tell whether a deadline is there; rounding may keep a drifting clock just below it."""
+        if deadline - ROUNDING <= self.now:
+            self._latest = max(self._latest, deadline)
+            return True
+        return False
+
     def arm(self) -> None:
         """See to it that the node is woken at its next deadline."""
         deadline = self._process.node.next_deadline()
-        if deadline is None or (self._armed_at is not None and self._armed_at <= deadline):
+        if deadline is None:
+            return
+        deadline = self._in_the_world(deadline)
+        if self._armed_at is not None and self._armed_at <= deadline:
             return
         at = max(deadline, self._process.world.now)
         self._armed_at = at
@@ -237,7 +277,7 @@ class Clock:
         """Wake the node now if its deadline has passed while it could not be woken."""
         process = self._process
         deadline = process.node.next_deadline()
-        if process.is_running and deadline is not None and deadline <= process.world.now:
+        if process.is_running and deadline is not None and self._is_due(deadline):
             process.feed(TimePassed())
 
     def _fire(self, at: Instant) -> None:
@@ -249,7 +289,7 @@ class Clock:
             process.backlog.append((self.arm,))
             return
         deadline = process.node.next_deadline()
-        if deadline is None or deadline > process.world.now:
+        if deadline is None or not self._is_due(deadline):
             self.arm()
             return
         self._count_wake_up(process.world.now)

@@ -143,6 +143,7 @@ def _plan(table: Table) -> WorldPlan:
         quality=quality_of(network),
         behaviour=behaviour_of(handlers),
         notification_of=_notification_of(nodes, addresses),
+        id_of=_twins(nodes),
         fidelity=table.names("fidelity", WIRES, "messages")[0],
     )
     for part in (settings, network, handlers):
@@ -157,11 +158,25 @@ def _notification_of(
     found: dict[NodeId, list[Address]] = {}
     for pattern in nodes.values:
         one = nodes.table(pattern)
-        texts = one.take("notification", list, "nodes or addresses", REQUIRED)
+        one.taken["id"] = None  # read by `_twins`
+        default = [] if one.has("id") else REQUIRED
+        texts = one.take("notification", list, "nodes or addresses", default)
         notification = [one.address("notification", text, addresses) for text in texts]
-        for node_id in nodes.expand(pattern, pattern):
-            found[node_id] = notification
+        if notification:
+            for node_id in nodes.expand(pattern, pattern):
+                found[node_id] = notification
         one.finish()
+    return found
+
+
+def _twins(nodes: Table) -> dict[NodeId, NodeId]:
+    """Read `[node."n5"] id = "n3"`: a host that claims the node id of another one."""
+    found: dict[NodeId, NodeId] = {}
+    for pattern, values in nodes.values.items():
+        if isinstance(values, dict) and "id" in values:
+            (claimed,) = nodes.table(pattern).nodes("id")
+            for node_id in nodes.expand(pattern, pattern):
+                found[node_id] = claimed
     return found
 
 

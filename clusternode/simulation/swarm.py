@@ -45,6 +45,7 @@ def story(seed: int) -> Values:
         {"at": mended, "heal": True},
         {"at": mended, "resume": "*"},
         {"at": mended, "link": [nodes, nodes]},
+        {"at": mended, "uplink": "*"},
         {"at": mended + 1.0, "start": "*"},
     ]
     converged = mended + CONVERGENCE_SECONDS + 4 * ping_interval
@@ -110,4 +111,20 @@ _FAULTS: dict[str, Callable[[random.Random, list[str]], Values]] = {
     },
     "narrow link": lambda rng, nodes: {"link": _split(rng, nodes), "bandwidth": 20_000.0},
     "slow handlers": lambda rng, nodes: {"handlers": _one(rng, nodes), "handling": [0.1, 2.0]},
+    "raising handlers": lambda rng, nodes: {"handlers": _one(rng, nodes), "failures": 0.5},
+    "stall": lambda rng, nodes: {"stall": _split(rng, nodes), "for": _seconds(rng)},
+    "long tails": lambda rng, nodes: {
+        "link": _split(rng, nodes),
+        "latency": [0.001, 0.1],
+        "distribution": "exponential",
+    },
+    "shared uplink": lambda rng, nodes: {"uplink": _one(rng, nodes), "bandwidth": 100_000.0},
+    "full disk": lambda rng, nodes: {"disk": _one(rng, nodes), "error": "no space left on device"},
+    "lost state": lambda rng, nodes: {"disk": _one(rng, nodes), "wiped": True},
+    "wrong clock": lambda rng, nodes: {
+        "clock": _one(rng, nodes),
+        "offset": round(rng.uniform(-4000, 4000), 1),
+        "rate": round(rng.uniform(0.97, 1.03), 3),
+    },
+    "remove": lambda rng, nodes: {"remove": _one(rng, nodes), "at_nodes": _one(rng, nodes)},
 }

@@ -61,6 +61,8 @@ class WorldPlan:
     """Instead of `notification`, for some nodes."""
     fidelity: str = "messages"
     """One of `WIRES`."""
+    id_of: Mapping[NodeId, NodeId] = attrs.field(factory=dict)
+    """The node ids that some hosts claim, which are those of others."""
 
 
 def address_of(index: int) -> Address:
@@ -83,7 +85,7 @@ class World(EventQueue):
         self.connections = Connections(self, wire)
         self.traffic = Traffic(self)
         self.trace = Trace(keep=keep_trace)
-        self.history = History(settings=limits_of(plan))
+        self.history = History(settings=limits_of(plan), twins=dict(plan.id_of))
         self.counts = Counts()
         self.hosts = {
             node_id: Host(node_id, address_of(index)) for index, node_id in enumerate(plan.node_ids)
@@ -124,7 +126,8 @@ class World(EventQueue):
         fact = LifeFact(node_id, host.lives, self.now)
         self.history.lives.setdefault(node_id, []).append(fact)
         settings = self._settings(host)
-        host.incarnation = settings.incarnation
+        if not host.disk_error:
+            host.incarnation = settings.incarnation
         self.counts.stepping = node_id
         host.process = Process(self, host, settings, fact)
         self.trace.note(f"{self.now!r} start {node_id} {host.lives}")
@@ -133,11 +136,11 @@ class World(EventQueue):
 
     def _settings(self, host: Host) -> NodeSettings:
         plan = self.plan
-        wall_ms = WALL_CLOCK_ZERO_MS + int((self.now - TIME_ZERO) * 1000)
+        wall_ms = WALL_CLOCK_ZERO_MS + int((self.now + host.clock_offset - TIME_ZERO) * 1000)
         drawn = wall_ms << 20 | self.rng.getrandbits(20)
         notification = plan.notification_of.get(host.node_id, plan.notification)
         return NodeSettings(
-            node_id=host.node_id,
+            node_id=plan.id_of.get(host.node_id, host.node_id),
             cluster=CLUSTER,
             incarnation=Incarnation(max(drawn, host.incarnation + 1)),
             address=host.address,
@@ -254,6 +257,21 @@ class World(EventQueue):
         else:
             self._machines.end_disturbances_of_good_links()
 
+    def stall(self, one: Sequence[NodeId], other: Sequence[NodeId], seconds: Seconds) -> None:
+        """Let nothing through between two groups for so long; TCP goes on where it stopped."""
+        self.block(one, other)
+        self.block(other, one)
+        self.after(seconds, self.heal, [(a, b) for a in one for b in other])
+
+    def set_uplink(self, node_ids: Sequence[NodeId], bandwidth: float | None) -> None:
+        """Let all connections of each of these hosts share one bandwidth."""
+        for node_id in node_ids:
+            self.network.set_uplink(self.hosts[node_id].ip, bandwidth)
+            if bandwidth is None:
+                self._machines.end_disturbance(f"uplink {node_id}")
+            else:
+                self._machines.begin_disturbance(f"uplink {node_id}", [node_id], [])
+
     def reset(self, pairs: Iterable[tuple[NodeId, NodeId]]) -> None:
         """Break every connection between these pairs; what is on the way is lost."""
         for one, two in pairs:
@@ -269,7 +287,7 @@ class World(EventQueue):
 
     def snapshots(self) -> dict[NodeId, NodeSnapshot]:
         """What every running node shows of itself."""
-        return {p.node_id: p.node.snapshot(self.now) for p in self.processes()}
+        return {p.node_id: p.node.snapshot(p.clock.now) for p in self.processes()}
 
     def sample_outboxes(self) -> None:
         """Write down how full the outboxes are."""

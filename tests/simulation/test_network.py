@@ -8,7 +8,12 @@ import pytest
 
 from clusternode.core.types import Address
 from clusternode.simulation.event_queue import EventQueue
-from clusternode.simulation.network import LinkQuality, Network, next_retransmission
+from clusternode.simulation.network import (
+    EXPONENTIAL_MAX,
+    LinkQuality,
+    Network,
+    next_retransmission,
+)
 from clusternode.simulation.resolver import Answer, ScriptedResolver
 
 
@@ -97,3 +102,23 @@ def test_a_failure_of_the_resolver_is_told():
     delay, resolved = resolver.resolve(Address("tcp", "a.example", 7))
 
     assert (delay, resolved.error) == (3.0, "SERVFAIL")
+
+
+def test_an_exponential_latency_has_a_mean_and_an_end():
+    quality = LinkQuality(0.01, 0.02, distribution="exponential")
+    links = Network(random.Random(1), quality)
+
+    delays = [links.delay("a", "b") for _ in range(2000)]
+
+    assert min(delays) >= 0.01
+    assert 0.018 < sum(delays) / len(delays) < 0.022
+    assert max(delays) <= 0.01 + 0.01 * EXPONENTIAL_MAX
+
+
+def test_an_uplink_sends_one_after_the_other_whatever_the_connection():
+    links = Network(random.Random(1), LinkQuality())
+    links.set_uplink("a", 1000.0)
+
+    assert links.through_uplink("a", 500, 10.0) == 10.5
+    assert links.through_uplink("a", 500, 10.0) == 11.0
+    assert links.through_uplink("b", 500, 10.0) == 10.0

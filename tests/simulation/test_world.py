@@ -155,3 +155,44 @@ def test_a_narrow_link_takes_its_time(world):
     assert not fact.results
     pass_time(world, 2.5)
     assert [code for _, _, code in fact.results] == [ResultCode.OK]
+
+
+def test_what_is_on_a_failing_disk_stays_as_it_was(world):
+    host = world.hosts[TWO]
+    known = host.known
+    host.disk_error = "no space left on device"
+    world.kill(ONE)
+    pass_time(world, 5.0)
+    world.start(ONE)
+    pass_time(world, 60.0)
+
+    assert host.known == known
+    assert host.process.node.snapshot(world.now).counters["state_writes_failed"] >= 1
+
+
+def test_the_clock_of_a_process_may_run_fast():
+    world = World(PLAN, 1)
+    world.hosts[ONE].clock_rate = 1.1
+    world.start(ONE)
+    pass_time(world, 100.0)
+
+    assert world.hosts[ONE].process.clock.now == pytest.approx(TIME_ZERO + 110.0)
+
+
+def test_a_twin_says_the_id_of_the_other_and_withdraws():
+    plan = attrs.evolve(PLAN, node_ids=[ONE, TWO, NodeId("n3")], id_of={NodeId("n3"): TWO})
+    world = World(plan, 1)
+    world.start(ONE)
+    world.start(TWO)
+    pass_time(world, 10.0)
+    world.start(NodeId("n3"))
+    pass_time(world, 20.0)
+
+    assert world.history.lives[NodeId("n3")][0].how == "withdrew"
+    assert status_of_two(world) == "active"
+
+
+def test_a_stall_ends_by_itself(world):
+    world.stall([ONE], [TWO], 1.0)
+    pass_time(world, 0.5)
+    assert send(world) == [ResultCode.OK]

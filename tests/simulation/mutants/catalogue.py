@@ -285,7 +285,7 @@ def merge_ignores_versions(right: Function) -> Function:
 
     def merge(self: Members, record: Any, source: Any, now: float) -> Any:
         row = self.rows.get(record.node_id)
-        if row is not None and 0 < row.record.version:
+        if row is not None and row.record.version > 0:
             if record.incarnation <= row.record.incarnation:
                 return Merged.IGNORED
         return right(self, record, source, now)

@@ -205,10 +205,19 @@ def from_uri(request: SipRequest) -> URI:
     Raises:
         RemoteProtocolError: It cannot be read.
     """
+    return read_address(request.headers["From"])
+
+
+def read_address(value: str) -> URI:
+    """Return the URI of a From or To.
+
+    Raises:
+        RemoteProtocolError: It cannot be read.
+    """
     try:
-        return Address.parse(request.headers["From"]).uri
+        return Address.parse(value).uri
     except _MALFORMED:
-        raise RemoteProtocolError("malformed: From") from None
+        raise RemoteProtocolError("malformed: address") from None
 
 
 @attrs.frozen

@@ -34,7 +34,6 @@ from clusternode.gateways.kamailio.codec import (
     Identity,
     SipRequest,
     encode_reply,
-    from_uri,
     parse_untrusted,
 )
 from clusternode.gateways.kamailio.effects import Effect, Source
@@ -234,10 +233,7 @@ class KamailioNode:
     def _notification(self, now: Instant, request: SipRequest, source: Source) -> None:
         if self.is_leaving:  # an answer would make us active again (measured on 5.6.3)
             return
-        try:
-            named = translate.address_of(from_uri(request))
-        except ValueError:
-            raise RemoteProtocolError("malformed: From") from None
+        named = translate.sender_of(request)
         body = self.membership.notified(now, named, request.body, request.max_forwards, source.host)
         self._reply(request, source, ResultCode.OK, translate.LIST_CONTENT_TYPE, body)
 
@@ -247,10 +243,7 @@ class KamailioNode:
         From says it, as in DMQ; but the bytes must come from the host of some node of the bus, or
         from the host that From names.
         """
-        try:
-            named = translate.address_of(from_uri(request))
-        except ValueError:
-            return None
+        named = translate.sender_of(request)
         address = self.membership.names.address_of(now, named)
         if address is None:
             return None

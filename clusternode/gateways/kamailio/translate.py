@@ -6,6 +6,7 @@ parses: see "Never harm" in docs/gateway-kamailio.md.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,8 @@ import attrs
 from sipmessage.uri import URI
 
 from clusternode.core.types import NodeId, ResultCode, Seconds, Tag, is_name
-from clusternode.gateways.kamailio.codec import SIP_PORT, SIPS_PORT
+from clusternode.errors import RemoteProtocolError
+from clusternode.gateways.kamailio.codec import SIP_PORT, SIPS_PORT, SipRequest, read_address
 
 TRANSPORTS: Final = ("udp", "tcp", "tls")
 LIST_BODY_SIZE_MAX: Final = 1024
@@ -27,6 +29,8 @@ MEMBERS_LISTED_MAX: Final = 28
 LIST_LINES_READ_MAX: Final = 64
 """Lines of a foreign list that are looked at; no Kamailio can write more than 40."""
 LIST_CONTENT_TYPE: Final = "text/plain"
+ADDRESSES_REMEMBERED: Final = 512
+"""Senders and addresses whose text was read already: every message names one of few nodes."""
 STATUSES: Final = ("active", "not_active", "disabled", "pending", "timeout")
 
 REQUEST_CONTENT_TYPE: Final = "text/x-clusternode-request"
@@ -101,10 +105,14 @@ class NamedAddress:
     @property
     def numeric(self) -> PeerAddress | None:
         """The address, where its host needs no look-up and can be one node."""
-        if not is_numeric(self.host) or not is_sendable(self.host):
-            return None
-        host = str(ipaddress.ip_address(self.host))
-        return PeerAddress(self.transport, host, self.port)
+        return _numeric(self.transport, self.host, self.port)
+
+
+@functools.lru_cache(maxsize=ADDRESSES_REMEMBERED)
+def _numeric(transport: str, host: str, port: int) -> PeerAddress | None:
+    if not is_numeric(host) or not is_sendable(host):
+        return None
+    return PeerAddress(transport, str(ipaddress.ip_address(host)), port)
 
 
 def address_of(uri: URI) -> NamedAddress:
@@ -126,6 +134,26 @@ def address_of(uri: URI) -> NamedAddress:
     if not 0 < port <= 65_535:
         raise ValueError("port")
     return NamedAddress(transport, host, port, uri.port is not None)
+
+
+@functools.lru_cache(maxsize=ADDRESSES_REMEMBERED)
+def _sender(address: str) -> NamedAddress | None:
+    try:
+        return address_of(read_address(address))
+    except (ValueError, RemoteProtocolError):
+        return None
+
+
+def sender_of(request: SipRequest) -> NamedAddress:
+    """Return whom a DMQ request says that it is from.
+
+    Raises:
+        RemoteProtocolError: From names nobody.
+    """
+    found = _sender(request.headers["From"].partition(";tag=")[0])
+    if found is None:
+        raise RemoteProtocolError("malformed: From")
+    return found
 
 
 def parse_address(text: str) -> NamedAddress:

@@ -14,6 +14,8 @@ from clusternode.gateways.kamailio.transactions import (
 )
 
 TIMEOUT = 30.0
+WIRE_LIFETIME = MEMORY - TIMEOUT
+"""No network of ours keeps a datagram for longer."""
 
 
 def test_copies_go_out_as_kamailio_sends_them():
@@ -83,7 +85,7 @@ class LossyPair(RuleBasedStateMachine):
         self.now = 0.0
         self.client: ClientTransactions[int] = ClientTransactions()
         self.server = ServerTransactions()
-        self.requests: list[int] = []  # on the wire
+        self.requests: list[tuple[int, float]] = []  # on the wire, and since when
         self.answers: list[int] = []
         self.opened = 0
         self.handled: dict[int, int] = {}
@@ -95,15 +97,15 @@ class LossyPair(RuleBasedStateMachine):
         number = self.opened
         self.opened += 1
         self.client.open(self.now, f"b{number}", "KDMQ", b"", number, deadline=self.now + TIMEOUT)
-        self.requests.append(number)
+        self.requests.append((number, self.now))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data(), fate=st.sampled_from(["deliver", "lose", "double"]))
     def carry_request(self, data, fate) -> None:
-        number = self.requests.pop(data.draw(st.integers(0, len(self.requests) - 1)))
+        number, sent_at = self.requests.pop(data.draw(st.integers(0, len(self.requests) - 1)))
         if fate == "double":
-            self.requests.append(number)
-        if fate == "lose":
+            self.requests.append((number, sent_at))
+        if fate == "lose" or self.now - sent_at > WIRE_LIFETIME:
             return
         if self.server.is_new(self.now, number):
             self.handled[number] = self.handled.get(number, 0) + 1
@@ -138,7 +140,7 @@ class LossyPair(RuleBasedStateMachine):
         while (deadline := self.client.next_deadline()) is not None and deadline <= until:
             self.now = max(self.now, deadline)
             due = self.client.due(self.now)
-            self.requests += [transaction.context for transaction in due.again]
+            self.requests += [(transaction.context, self.now) for transaction in due.again]
             for transaction in due.timed_out:
                 assert transaction.context not in self.ended
                 self.ended[transaction.context] = "timed out"

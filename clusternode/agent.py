@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import secrets
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Final
 import attrs
 import trio
 
-from clusternode.backends.subscriptions import BackendSubscriptions
+from clusternode.backends.subscriptions import BackendSubscriptions, requests_of
 from clusternode.bus.interface import Bus
 from clusternode.bus.mesh import MeshBus
 from clusternode.config import AgentSettings, ClusterSection
@@ -36,7 +35,6 @@ from clusternode.routes.dispatcher import Dispatcher
 from clusternode.routes.events import EventHub
 from clusternode.routes.loader import load_table
 from clusternode.routes.permissions import Guard
-from clusternode.routes.subscriptions import SubscriptionRequest
 from clusternode.routes.table import Kind, RouteTable, make_handler
 from clusternode.runtime.acceptor import Acceptor
 from clusternode.runtime.connections import Connections
@@ -163,12 +161,12 @@ class Agent:
         if self._credentials is not None:
             self._credentials.load(settings.tls)
         found = {name: read_secrets(section) for name, section in settings.clusters.items()}
-        self.events.subscriptions.check(_requests(settings), path="subscribe")
+        self.events.subscriptions.check(requests_of(settings), path="subscribe")
         self.kafka.prepare(KafkaSettings.read(settings.plugins))
         self.dispatcher.reload()
         self.kafka.reload()
         self.events.declare(settings.routes.events)
-        self.events.subscriptions.replace("configuration", _requests(settings), path="subscribe")
+        self.events.subscriptions.replace("configuration", requests_of(settings), path="subscribe")
         self.settings = attrs.evolve(
             self.settings, priority=settings.priority, clusters=settings.clusters
         )
@@ -378,8 +376,8 @@ class Agent:
         events = self.dispatcher.events
         back_ends = BackendSubscriptions(events, self.dispatcher.buses)
         events.declare(self.settings.routes.events)
-        back_ends.replace("script", table.subscriptions)
-        back_ends.replace("configuration", _requests(self.settings), path="subscribe")
+        back_ends.replace("routes", table.subscriptions)
+        back_ends.replace("configuration", requests_of(self.settings), path="subscribe")
         events.set_subscriptions(back_ends)
         return back_ends
 
@@ -452,13 +450,6 @@ class Agent:
             discovery=section.discovery,
             messaging=section.messaging,
         )
-
-
-def _requests(settings: AgentSettings) -> Sequence[SubscriptionRequest]:
-    return [
-        SubscriptionRequest(each.event, each.to, each.expire or math.inf, each.queue_size)
-        for each in settings.subscribe
-    ]
 
 
 def _the_only_error(group: BaseExceptionGroup[BaseException]) -> ClusternodeError | None:

@@ -162,6 +162,8 @@ class FlatstoreBackend:
         self._services = services
         self._format = form
         self._file = FlatFile(settings, clock)
+        self._clock = clock
+        self._period = settings.rotate_period
         self._own: deque[tuple[str, str]] = deque(maxlen=OWN_ROTATIONS_KEPT)
         # One thread at a time: also while one that was given up still hangs.
         self._limiter = trio.CapacityLimiter(1)
@@ -173,6 +175,9 @@ class FlatstoreBackend:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         try:
             task_status.started()
+            while self._period:
+                await trio.sleep(self._period - self._clock() % self._period)
+                await self._rotate_if_due()
             await trio.sleep_forever()
         finally:
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
@@ -204,6 +209,15 @@ class FlatstoreBackend:
             left, lines = left[count:], lines[count:]
             self._tell_rotations()
         await trio.lowlevel.checkpoint()
+
+    async def _rotate_if_due(self) -> None:
+        try:
+            await trio.to_thread.run_sync(
+                self._file.rotate_if_due, abandon_on_cancel=True, limiter=self._limiter
+            )
+        except OSError as error:
+            logger.warning("%s: %s", self.shown, error.strerror or error)
+        self._tell_rotations()
 
     def _tell_rotations(self) -> None:
         rotations, self._file.rotations = self._file.rotations, []

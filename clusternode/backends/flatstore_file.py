@@ -114,6 +114,18 @@ class FlatFile:
             self._note("mi", old or self._name)
         if self._fd < 0:
             self._open(self._name_now())
+        self._rotate_if_over()
+
+    def rotate_if_due(self) -> None:
+        """End a file whose period is over, also when nothing is written.
+
+        Raises:
+            OSError: The next file cannot be begun; the next `write` tries again.
+        """
+        if self._fd >= 0:
+            self._rotate_if_over()
+
+    def _rotate_if_over(self) -> None:
         period = self.settings.rotate_period
         if period and self._size and int(self._clock()) // period != self._period:
             self._rotate("period")

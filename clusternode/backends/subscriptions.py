@@ -26,6 +26,7 @@ from clusternode.backends.base import (
 from clusternode.backends.lanes import Outlets, Queue
 from clusternode.backends.registry import Registry, make_backend
 from clusternode.bus.interface import Bus
+from clusternode.config import AgentSettings
 from clusternode.core.events import Event, SubscriberFailed, SubscriberRecovered
 from clusternode.core.types import Instant, Seconds
 from clusternode.errors import ConfigError, Overloaded
@@ -343,6 +344,23 @@ class BackendSubscriptions:
 
     def _raise(self, event: Event) -> None:
         self._hub.publish(None, event)
+
+
+def requests_of(settings: AgentSettings) -> Sequence[SubscriptionRequest]:
+    """Return what the configuration subscribes."""
+    return [
+        SubscriptionRequest(each.event, each.to, each.expire or math.inf, each.queue_size)
+        for each in settings.subscribe
+    ]
+
+
+def check_subscriptions(settings: AgentSettings) -> None:
+    """Check the URIs of `[[subscribe]]`; whether the events exist, only the script can say.
+
+    Raises:
+        ConfigError: Scheme, address or option is wrong; names the entry.
+    """
+    BackendSubscriptions(EventHub(), {}).check(requests_of(settings), path="subscribe")
 
 
 @contextlib.contextmanager

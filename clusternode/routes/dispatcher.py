@@ -148,7 +148,7 @@ class Dispatcher:
         if not self.events.has_subscriptions:  # the agent does it when it has made them
             return
         try:
-            self.events.subscriptions.replace("script", table.subscriptions)
+            self.events.subscriptions.replace("routes", table.subscriptions)
         except ConfigError as error:
             raise RouteError(f"subscribe_event: {error}") from error
 

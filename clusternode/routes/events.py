@@ -332,7 +332,7 @@ class EventHub:
         values = named(name, parameters or {})
         try:
             json.dumps(values, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise RouteError(f"event {name}: parameters: {error}") from None
         if self._nesting >= NESTING_MAX:
             raise RouteError(f"event {name}: {NESTING_MAX} events have raised each other, at most")

@@ -129,7 +129,7 @@ class SubscriberSnapshot:
     to: str
     """The URI, without secrets."""
     source: str
-    """Who subscribed: `configuration`, `script` or `control`."""
+    """Who subscribed: `configuration`, `routes` (while loaded), `script` or `control`."""
     expires_in_s: Seconds | None
     """None: never."""
     state: str
@@ -177,7 +177,7 @@ class EventSubscriptions(Protocol):
         """Make `requests` all that `source` subscribes to; all of it, or nothing.
 
         Args:
-            source: `configuration` or `script`.
+            source: `configuration` or `routes`.
             requests: In order.
             path: What an error puts before the number of the request.
 

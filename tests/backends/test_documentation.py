@@ -75,7 +75,7 @@ async def test_the_example_runs_in_an_agent(nursery, tmp_path, monkeypatch):
     await node.leave()
 
     assert [(each.event, each.source) for each in subscribers] == [
-        ("E_SITE_*", "script"),
+        ("E_SITE_*", "routes"),
         ("E_SITE_DRAINED", "script"),
     ]
     sites = [(record.name, record.values) for record in read_file(tmp_path / "sites")]

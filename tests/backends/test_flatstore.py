@@ -170,6 +170,34 @@ def test_a_file_ends_with_its_period(tmp_path, clock):
     assert (rotation.reason, rotation.timestamp) == ("period", 1_000_001_200)
 
 
+def test_a_period_ends_also_when_nothing_is_written(tmp_path, clock):
+    file = FlatFile(FileSettings(path=str(tmp_path / "ev"), rotate_period=60), clock)
+    file.rotate_if_due()
+    file.write(lines(0))
+
+    file.rotate_if_due()
+    assert not file.rotations
+    clock.now += 60
+    file.rotate_if_due()
+    file.rotate_if_due()
+    file.close()
+
+    assert [each.reason for each in file.rotations] == ["period"]
+    assert (tmp_path / "ev").read_bytes() == b""
+
+
+async def test_a_file_ends_with_its_second_while_nothing_is_raised(tmp_path):
+    async with backend_world() as world:
+        world.subscribe("E_TEST", f"flatstore:{tmp_path}/ev?rotate_period=1")
+        async with world.hub.expect("flatstore:rotation") as waiter:
+            await world.deliver("E_TEST", [1])
+            rotation = await waiter.get(timeout=10.0)
+
+    (old,) = [path for path in tmp_path.iterdir() if path.name != "ev"]
+    assert rotation.parameters["old_filename"] == str(old)
+    assert old.read_bytes() == b"E_TEST,1\n"
+
+
 def test_a_line_that_a_crash_tore_off_is_passed_over(tmp_path, clock):
     path = tmp_path / "ev"
     path.write_bytes(b"E,0\nE,torn\\")

@@ -54,6 +54,7 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from clusternode.backends.subscriptions import check_subscriptions  # start-up speed
     from clusternode.config import load_settings  # start-up speed
     from clusternode.gateways.registry import read_gateways  # start-up speed
     from clusternode.runtime.exposure import advice, check_exposure, check_files  # start-up speed
@@ -62,6 +63,7 @@ def _check(arguments: argparse.Namespace) -> int:
     check_exposure(settings)
     check_files(settings)
     read_gateways(settings.plugins)
+    check_subscriptions(settings)
     if arguments.json:
         print_json({"ok": True, "node_id": settings.node_id, "clusters": list(settings.clusters)})
     else:

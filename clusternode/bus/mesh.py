@@ -175,12 +175,16 @@ class MeshBus:
     ) -> Delivery | None:
         """Broadcast marked as a copy; None when it is itself a copy or `source` is a member.
 
-        `source` is the address from which what is replicated was received. Meaning: Kamailio DMQ
-        README 4.5, where `skip_loop_test` turns both tests off.
+        `source` is the address or the node from which what is replicated was received; whether it
+        is a member is not asked with `skip_loop_test`. Meaning: Kamailio DMQ README 4.5.
         """
-        if not skip_loop_test and (replicated or (source and self.is_from_node(source))):
+        if replicated or (source and not skip_loop_test and self._is_of_member(source)):
             return None
         return self._publish(channel, body, content_type, 1, on_result, replicated=True)
+
+    def _is_of_member(self, source: str) -> bool:
+        is_known = any(source == one.node_id for one in self.members() if not one.local)
+        return is_known or self.is_from_node(source)
 
     def _publish(
         self,

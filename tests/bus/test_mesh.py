@@ -7,12 +7,15 @@ import pytest
 
 from clusternode.bus.interface import Bus
 from clusternode.bus.mesh import MeshBus
+from clusternode.core.inputs import Connected, FramesReceived
 from clusternode.core.settings import MessagingSettings, NodeSettings
-from clusternode.core.types import Address, Incarnation, NodeId, ResultCode
+from clusternode.core.types import Address, ConnectionId, Incarnation, NodeId, ResultCode
+from clusternode.core.wire.messages import Resume
 from clusternode.errors import BodyTooLarge, ConfigError, NoSuchNode, Overloaded
 from clusternode.runtime.driver import Driver, Surroundings
 from clusternode.runtime.jobs import Jobs
 from clusternode.testing.fakes import FakeResolver, NotingReceiver
+from tests.core.harness import hello_of
 
 ME = NodeId("n1")
 
@@ -139,10 +142,22 @@ async def test_tags_that_are_made_differ(bus):
     assert len(tags) == 100
 
 
-async def test_a_copy_is_not_replicated_again(bus):
+async def test_a_copy_is_never_replicated_again(bus):
     assert bus.replicate("c", b"x") is not None
     assert bus.replicate("c", b"x", replicated=True) is None
-    assert bus.replicate("c", b"x", replicated=True, skip_loop_test=True) is not None
+    assert bus.replicate("c", b"x", replicated=True, skip_loop_test=True) is None
+
+
+@pytest.mark.parametrize("source", ["n2", "10.9.9.9", "10.0.0.2:5062"])
+async def test_what_comes_from_a_member_is_replicated_only_without_the_loop_test(bus, source):
+    assert bus.replicate("c", b"x", source=source) is not None
+    hello = hello_of("n2", address="tcp://10.0.0.2:5062")
+    bus.driver.feed(Connected(ConnectionId(1), hello, None, "10.9.9.9:4711"))
+    bus.driver.feed(FramesReceived(ConnectionId(1), [Resume(0, 1)]))
+
+    assert bus.replicate("c", b"x", source=source) is None
+    assert bus.replicate("c", b"x", source=source, skip_loop_test=True) is not None
+    assert bus.replicate("c", b"x", source="n1") is not None
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.1:5060", "[::1]:5", "nonsense", ""])

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing: `python tests/fuzz/fuzz.py TARGET [options of libFuzzer]`.
 
-Needs atheris (`pip install clusternode[fuzz]`). What it finds stays in the directory that is
-given after the options; put what crashed into tests/fuzz/corpus/TARGET, and fix it.
+Needs atheris (`pip install clusternode[fuzz]`). It begins with the seeds and the corpus of
+`targets.py`. Put what has crashed into tests/fuzz/corpus/TARGET.hex, as one more line, and fix it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["clusternode"]):
-    from tests.fuzz.targets import TARGETS, seeds
+    from tests.fuzz.targets import TARGETS, corpus, seeds
 
 
 def main() -> None:
@@ -21,11 +21,9 @@ def main() -> None:
     if name not in TARGETS:
         sys.exit(f"fuzz.py TARGET [options]; targets: {', '.join(TARGETS)}")
     start = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
-    for number, seed in enumerate(seeds(name)):
+    for number, seed in enumerate([*seeds(name), *corpus(name)]):
         (start / f"seed-{number}").write_bytes(seed)
-    corpus = Path(__file__).parent / "corpus" / name
-    known = [str(corpus)] if corpus.exists() else []
-    atheris.Setup([sys.argv[0], *sys.argv[2:], str(start), *known], TARGETS[name])
+    atheris.Setup([sys.argv[0], *sys.argv[2:], str(start)], TARGETS[name])
     atheris.Fuzz()
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import attrs
 
-from clusternode.config import load_settings
+from clusternode.cli.local import authority
+from clusternode.config import TlsSection, load_settings
 from clusternode.config.text import settings_toml
 from clusternode.control.requests import check_parameters_untrusted, find_call
 from clusternode.control.server import parse_line_untrusted
@@ -34,6 +35,7 @@ from clusternode.core.wire.codec import decode_untrusted, encode
 from clusternode.core.wire.messages import Hello, Resume, Unknown
 from clusternode.core.wire.session import Session
 from clusternode.errors import ConfigError, ControlError, RemoteProtocolError
+from clusternode.runtime.tls import Credentials
 
 SECRET = b"the secret of the fuzzer"
 PENDING_MAX = 2 * limits.MIB + 2**20
@@ -57,13 +59,17 @@ def hello(node_id: str, challenge: bytes = b"") -> Hello:
     )
 
 
+def must_be_short(error: Exception, length_max: int) -> None:
+    assert len(str(error)) < length_max, "an error repeats what was sent"
+
+
 def codec(data: bytes) -> None:
     """Whatever is decoded is encoded to something that is decoded to the same."""
     type_ = int.from_bytes(data[:1], "big")
     try:
         message = decode_untrusted(type_, data[1:])
     except RemoteProtocolError as error:
-        assert len(str(error)) < 1000, "an error repeats what was sent"
+        must_be_short(error, 1000)
         return
     if not isinstance(message, Unknown):
         frame = encode(message)
@@ -148,7 +154,7 @@ def control(data: bytes) -> None:
         call = find_call(request["method"])
         check_parameters_untrusted(call, request["params"])
     except ControlError as error:
-        assert len(str(error)) < 5000
+        must_be_short(error, 5000)
 
 
 def config(data: bytes) -> None:
@@ -158,12 +164,31 @@ def config(data: bytes) -> None:
     try:
         settings = load_settings(file, environ={}, overrides={})
     except ConfigError as error:
-        assert len(str(error)) < 5000
+        must_be_short(error, 5000)
         return
     file.write_text(settings_toml(settings), "utf-8")
     again = load_settings(file, environ={}, overrides={})
     assert attrs.evolve(again, file=None) == attrs.evolve(settings, file=None)
 
+
+def certificate(data: bytes) -> None:
+    """Files that should be certificates and a key are used, or refused by name."""
+    directory = Path(tempfile.gettempdir()) / "clusternode-fuzz-pki"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    section = TlsSection(
+        certificate=directory / "n1.crt", key=directory / "n1.key", ca=directory / "ca.crt"
+    )
+    parts = [*data.split(SEPARATOR), b"", b""][:3]
+    for path, part in zip((section.certificate, section.key, section.ca), parts, strict=True):
+        path.write_bytes(part)
+        path.chmod(0o600)
+    with contextlib.suppress(ConfigError):
+        Credentials(section, NodeId("n1"))
+    with contextlib.suppress(ConfigError):
+        authority.inspect(section.certificate)
+
+
+SEPARATOR = b"\n=====\n"
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "codec": codec,
@@ -171,7 +196,18 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "node": node,
     "control": control,
     "config": config,
+    "certificate": certificate,
 }
+
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def corpus(name: str) -> list[bytes]:
+    """What was found so far, one input a line, in hexadecimal."""
+    file = CORPUS / f"{name}.hex"
+    lines = file.read_text("ascii").splitlines() if file.exists() else []
+    return [bytes.fromhex(line) for line in lines if not line.startswith("#")]
 
 
 def seeds(name: str) -> Iterator[bytes]:
@@ -201,9 +237,17 @@ def seeds(name: str) -> Iterator[bytes]:
             yield from (
                 b'{"id":1,"method":"%s","params":{}}' % call.name.encode() for call in CALLS
             )
+        case "certificate":
+            with tempfile.TemporaryDirectory() as directory:
+                path = Path(directory)
+                authority.make_authority(path, "fuzz", 30)
+                authority.issue(path, "n1", (), 30)
+                names = ("n1.crt", "n1.key", "ca.crt")
+                yield SEPARATOR.join((path / name).read_bytes() for name in names)
         case _:
             yield sample().encode()
-            yield b'[cluster.a]\ntags={x="y"}\n[[route]]\non="request:a"\nexec=["./b"]\n[channel.c]\n'
+            yield b'[cluster.a]\ntags={x="y"}\n[[route]]\non="request:a"\nexec=["./b"]\n'
+            yield b"[channel.c]\n"
 
 
 def _led(frame: bytes) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import attrs
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -31,6 +31,15 @@ BACKDATED = timedelta(minutes=5)
 """Clocks of hosts differ a little; a certificate should work at once everywhere."""
 FILE_SIZE_MAX = 1024 * 1024
 DNS_LABELS = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.(?!-)[A-Za-z0-9-]{1,63})*")
+UNREADABLE = (
+    ValueError,  # malformed, at the start or when a part is asked for
+    TypeError,  # a key with a password
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for files that are no certificates or keys."""
 COMMON_NAME_LENGTH_MAX = 64  # RFC 5280, ub-common-name
 
 
@@ -115,22 +124,32 @@ def inspect(path: Path) -> list[Shown]:
     Raises:
         ConfigError: It cannot be read, or has no certificate in it.
     """
-    data = _read(path)
-    try:
-        found = x509.load_pem_x509_certificates(data)
-    except ValueError as error:
+    try:  # what is in a certificate is parsed when it is asked for, so it may be wrong as late
+        return [_shown(path, certificate) for certificate in _certificates(path)]
+    except UNREADABLE as error:
         raise ConfigError("FILE", str(path), f"a certificate in PEM ({error})") from error
-    return [_shown(path, certificate) for certificate in found]
 
 
 def is_issued_by(path: Path, authority: Path) -> bool:
-    """Tell whether the first certificate of a file was signed by one of an authority file."""
-    (certificate, *_) = x509.load_pem_x509_certificates(_read(path))
-    for candidate in x509.load_pem_x509_certificates(_read(authority)):
-        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
+    """Tell whether the first certificate of a file was signed by one of an authority file.
+
+    Raises:
+        ConfigError: One of the files cannot be read, or has no certificate in it.
+    """
+    (certificate, *_) = _certificates(path)
+    for candidate in _certificates(authority):
+        with contextlib.suppress(*UNREADABLE, InvalidSignature):
             certificate.verify_directly_issued_by(candidate)
             return True
     return False
+
+
+def _certificates(path: Path) -> list[x509.Certificate]:
+    data = _read(path)
+    try:
+        return x509.load_pem_x509_certificates(data)
+    except UNREADABLE as error:
+        raise ConfigError("FILE", str(path), f"a certificate in PEM ({error})") from error
 
 
 def _named(name: str) -> x509.Name:
@@ -183,7 +202,7 @@ def _authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePriva
     try:
         certificate = x509.load_pem_x509_certificate(_read(directory / CA_CERTIFICATE))
         key = serialization.load_pem_private_key(_read(directory / CA_KEY), password=None)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise ConfigError("--dir", str(directory), f"{hint} ({error})") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError("--dir", str(directory), f"{hint} (its key is of another kind)")
@@ -247,12 +266,12 @@ def _write(path: Path, data: bytes, mode: int) -> None:
 def _shown(path: Path, certificate: x509.Certificate) -> Shown:
     node_ids: list[str] = []
     others: list[str] = []
-    with contextlib.suppress(x509.ExtensionNotFound, ValueError):
+    with contextlib.suppress(x509.ExtensionNotFound):
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         for name in names:
             _sort_name(name, node_ids, others)
     is_ca = False
-    with contextlib.suppress(x509.ExtensionNotFound, ValueError):
+    with contextlib.suppress(x509.ExtensionNotFound):
         is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     return Shown(
         file=str(path),

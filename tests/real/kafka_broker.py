@@ -90,10 +90,11 @@ def make_certificates(directory: Path) -> None:
         openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
                 "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2",
                 "-subj", f"/CN=clusternode test {name}")  # fmt: skip
+    curve = ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
     for name in ("server", "client"):
         (directory / f"{name}.ext").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-        openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")  # fmt: skip
+        openssl("req", "-newkey", *curve, "-nodes", "-keyout", f"{name}.key",
+                "-out", f"{name}.csr", "-subj", f"/CN={name}")  # fmt: skip
         openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
                 "-CAcreateserial", "-out", f"{name}.pem", "-days", "2",
                 "-extfile", f"{name}.ext")  # fmt: skip
@@ -221,7 +222,7 @@ class Broker:
 
     async def ready(self) -> None:
         with trio.fail_after(START_LIMIT):
-            while not await trio.to_thread.run_sync(self.is_serving):
+            while not await trio.to_thread.run_sync(self.is_serving):  # noqa: ASYNC110
                 await trio.sleep(0.1)
 
     def kill(self) -> None:

@@ -104,8 +104,12 @@ def _host(text: str) -> TransportHost:
             raise ValueError("an IPv6 address without its closing bracket")
         hostname = inner
         port = rest.partition(":")[2]
+        if rest.endswith(":"):
+            raise ValueError("a colon without a port behind it")
     elif ":" in hostname:
         hostname, _, port = hostname.partition(":")
+        if not port:
+            raise ValueError("a colon without a port behind it")
     if not port:
         return TransportHost(hostname, None, username, password)
     if not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):

@@ -25,9 +25,12 @@ logger = logging.getLogger(__name__)
 class Outlet:
     """One back end, open while somebody uses it."""
 
-    def __init__(self, backend: EventBackend, jobs: Jobs) -> None:
+    def __init__(self, backend: EventBackend, jobs: Jobs, former: Outlet | None) -> None:
         self.backend = backend
         self.users = 0
+        self.ended = trio.Event()
+        """Set when it is closed and has cleaned up."""
+        self._former = former  # of the same identity; it may still hold the file or socket
         self._jobs = jobs
         self._lock = trio.Lock()
         self._ready: trio.Event | None = None
@@ -61,6 +64,9 @@ class Outlet:
         """Run the back end until it is released; one that crashes is opened by the next event."""
         try:
             with scope:
+                if self._former is not None:
+                    await self._former.ended.wait()
+                    self._former = None
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self.backend.run)
                     ready.set()
@@ -69,9 +75,13 @@ class Outlet:
         finally:
             self._ready = None if self._ready is ready else self._ready
             ready.set()
+            if scope.cancel_called:
+                self.ended.set()
 
     def close(self) -> None:
         self._scope.cancel()
+        if self._ready is None:
+            self.ended.set()
 
 
 class Outlets:
@@ -80,19 +90,17 @@ class Outlets:
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
         self._outlets: dict[str, Outlet] = {}  # identity → the one for it
-
-    def __len__(self) -> int:
-        return len(self._outlets)
+        self._closing: dict[str, Outlet] = {}  # identity → the last one that was closed
 
     def open_lane(self, backend: EventBackend, capacity: int) -> Queue:
         """Return a queue to a back end, or to the open one of the same identity."""
-        outlet = self._outlets.setdefault(backend.identity, Outlet(backend, self._jobs))
+        identity = backend.identity
+        outlet = self._outlets.get(identity)
+        if outlet is None:
+            outlet = Outlet(backend, self._jobs, self._closing.pop(identity, None))
+            self._outlets[identity] = outlet
         outlet.users += 1
         return Queue(outlet, capacity, self._jobs, self._release)
-
-    def find(self, identity: str) -> EventBackend | None:
-        outlet = self._outlets.get(identity)
-        return None if outlet is None else outlet.backend
 
     def backends(self) -> Sequence[EventBackend]:
         return [outlet.backend for outlet in self._outlets.values()]
@@ -100,8 +108,11 @@ class Outlets:
     def _release(self, outlet: Outlet) -> None:
         outlet.users -= 1
         if not outlet.users:
-            del self._outlets[outlet.backend.identity]
+            identity = outlet.backend.identity
+            del self._outlets[identity]
             outlet.close()
+            still = {key: each for key, each in self._closing.items() if not each.ended.is_set()}
+            self._closing = {**still, identity: outlet}
 
 
 class Queue:

@@ -187,7 +187,7 @@ class BackendSubscriptions:
             known.queue.capacity = request.queue_size
             self._set_deadline(known)
             return
-        if len(self._subscribers) >= SUBSCRIBERS_MAX:
+        if len(self._queues()) >= SUBSCRIBERS_MAX:  # those that are not empty yet count too
             raise Overloaded(f"{SUBSCRIBERS_MAX} subscribers, at most")
         queue = self._outlets.open_lane(backend, request.queue_size)
         subscriber = Subscriber(pattern, backend, source, expires_at, queue)

@@ -7,6 +7,7 @@ import pytest
 
 from clusternode.agent import Agent
 from clusternode.backends.flatstore_format import LineFormat, read_file
+from clusternode.cli.main import main
 from clusternode.config import load_settings
 from clusternode.errors import ConfigError, RouteError
 from clusternode.testing.fakes import FakeResolver
@@ -81,6 +82,14 @@ async def test_a_subscription_to_an_event_that_nobody_declared_is_refused(tmp_pa
 
     with pytest.raises(ConfigError, match="E_SITES"):
         await agent_of(settings_of(tmp_path, text)).run()
+
+
+def test_a_check_of_the_configuration_checks_the_uris(tmp_path, capsys):
+    file = tmp_path / "node.toml"
+    file.write_text(TEXT.format(path=tmp_path / "ev").replace("format=json", "format=xml"))
+
+    assert main(["config", "check", "-c", str(file)]) == 2
+    assert "subscribe.1.to" in capsys.readouterr().err
 
 
 async def test_a_reload_swaps_what_the_configuration_subscribes(nursery, tmp_path):

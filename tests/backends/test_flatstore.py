@@ -279,6 +279,18 @@ async def test_events_of_several_subscriptions_share_a_file(tmp_path):
     assert (tmp_path / "two words?").read_text() == f"E_A;1;2\nE_B;{math.pi}\n"
 
 
+async def test_a_file_can_be_subscribed_again_at_once(tmp_path):
+    uri = f"flatstore:{tmp_path}/ev"
+    async with backend_world() as world:
+        for number in range(5):
+            world.subscribe("E_TEST", uri)
+            (status,) = await world.deliver("E_TEST", [number])
+            assert status.status.ok, status
+            world.hub.unsubscribe_event("E_TEST", uri)
+
+    assert (tmp_path / "ev").read_text().count("\n") == 5
+
+
 async def test_a_directory_that_is_made_later_is_found(tmp_path):
     async with backend_world() as world:
         world.subscribe("E_TEST", f"flatstore:{tmp_path}/later/ev")

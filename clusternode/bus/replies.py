@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Self
@@ -13,12 +14,17 @@ from clusternode.bus.interface import NodeOutcome, Reply
 from clusternode.core import effects
 from clusternode.core.effects import Outcome
 from clusternode.core.types import Instant, NodeId, ResultCode, Tag
+from clusternode.core.wire.limits import MIB
+
+logger = logging.getLogger(__name__)
 
 REPLIES_WAITING_MAX: Final = 65_536
 """Replies that wait for their reader; a node may answer as often as it wants, so there is a bound.
 
-More are dropped and counted in `dropped`.
+More are dropped, counted in `dropped`, and logged once.
 """
+REPLIES_WAITING_BYTES: Final = 256 * MIB
+"""Their bodies: 16 of the largest that the protocol has, or 256 of the default size."""
 
 
 @attrs.define
@@ -38,6 +44,7 @@ class MeshReplies:
         self._opened_at = opened_at
         self._cancel = cancel
         self._waiting: deque[Reply] = deque()
+        self._waiting_bytes = 0  # in bodies
         self._progress: dict[NodeId, _Progress] = {}
         self._news = trio.Event()
         self._has_ended = False
@@ -78,9 +85,14 @@ class MeshReplies:
         progress = self._progress.get(effect.node_id)
         if progress is not None:
             progress.replies += 1
-        if len(self._waiting) >= REPLIES_WAITING_MAX:
+        size = len(effect.body)
+        is_full = self._waiting_bytes + size > REPLIES_WAITING_BYTES
+        if is_full or len(self._waiting) >= REPLIES_WAITING_MAX:
+            if not self.dropped:
+                logger.warning("request %s: its replies are not read: dropping some", self._tag)
             self.dropped += 1
             return
+        self._waiting_bytes += size
         self._waiting.append(
             Reply(
                 effect.node_id,
@@ -119,7 +131,7 @@ class MeshReplies:
         if self._waiting:
             # A reply that is there already costs no turn of the loop; the wait below is one.
             await trio.lowlevel.checkpoint_if_cancelled()
-            return self._waiting.popleft()
+            return self._take()
         while not self._waiting:
             if self._has_ended:
                 await trio.lowlevel.checkpoint_if_cancelled()
@@ -130,7 +142,12 @@ class MeshReplies:
             except trio.Cancelled:
                 self.close()
                 raise
-        return self._waiting.popleft()
+        return self._take()
+
+    def _take(self) -> Reply:
+        reply = self._waiting.popleft()
+        self._waiting_bytes -= len(reply.body)
+        return reply
 
     async def __aenter__(self) -> Self:
         return self

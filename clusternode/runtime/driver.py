@@ -128,8 +128,7 @@ class Driver:
         """Begin: the node joins its cluster."""
         assert self._around is not None, "attach comes before start"
         self._is_busy = False
-        self._queue.appendleft(Start(known_members))
-        self.feed(self._queue.popleft())
+        self.feed(Start(known_members))
 
     def snapshot(self) -> NodeSnapshot:
         """Show the node, with the counters of what surrounds it."""

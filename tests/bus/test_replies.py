@@ -1,7 +1,7 @@
 import pytest
 import trio
 
-from clusternode.bus.replies import REPLIES_WAITING_MAX, MeshReplies
+from clusternode.bus.replies import REPLIES_WAITING_BYTES, REPLIES_WAITING_MAX, MeshReplies
 from clusternode.core.effects import Outcome, Replied
 from clusternode.core.types import NodeId, RequestId, ResultCode, Tag
 
@@ -105,3 +105,18 @@ async def test_replies_that_nobody_reads_are_bounded(replies):
         replies.add(reply_of(N1), 11.0)
 
     assert replies.dropped == 5
+
+
+async def test_large_replies_that_nobody_reads_are_bounded_too(replies, caplog):
+    body = bytes(REPLIES_WAITING_BYTES // 4)
+    for _ in range(6):
+        replies.add(reply_of(N1, body), 11.0)
+    assert replies.dropped == 2
+    assert len(caplog.records) == 1
+
+    await anext(replies)
+    replies.add(reply_of(N1, body), 11.0)
+    replies.end()
+
+    assert len(await replies.gather()) == 4
+    assert replies.dropped == 2

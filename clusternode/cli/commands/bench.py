@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from clusternode.cli.local.measure import Row
 
 MEASUREMENTS = ("broadcast", "request", "idle", "kill")
+KAFKA = "kafka"
+"""Measured only when it is named: it needs the extra `clusternode[kafka]`."""
+RECORDS = 200_000
+RECORDS_QUICK = 20_000
 DELIVERIES = 200_000
 DELIVERIES_QUICK = 20_000
 REQUESTS = 1000
@@ -40,7 +44,10 @@ def add_parser(parsers: Parsers) -> None:
         "clusternode bench --quick",
     )
     parser.add_argument(
-        "what", metavar="WHAT", nargs="*", help=f"of {', '.join(MEASUREMENTS)}; default: all"
+        "what",
+        metavar="WHAT",
+        nargs="*",
+        help=f"of {', '.join((*MEASUREMENTS, KAFKA))}; default: all but {KAFKA}",
     )
     parser.add_argument(
         "--others", metavar="N,…", type=_numbers, default=None, help="how many receive or answer"
@@ -54,6 +61,9 @@ def add_parser(parsers: Parsers) -> None:
         type=int,
         default=None,
         help=f"how many deliveries each broadcast measurement makes; default {DELIVERIES}",
+    )
+    parser.add_argument(
+        "--brokers", metavar="HOST:PORT", help="for kafka; default: a mock cluster on loopback"
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     add_json_option(parser, "print an array of objects: what, conditions, figures")
@@ -72,11 +82,11 @@ _numbers.__name__ = "list of numbers"  # argparse: "invalid list of numbers valu
 def run(arguments: argparse.Namespace) -> int:
     import trio
 
-    unknown = [what for what in arguments.what if what not in MEASUREMENTS]
+    unknown = [what for what in arguments.what if what not in (*MEASUREMENTS, KAFKA)]
     if unknown:
         from clusternode.errors import ConfigError
 
-        raise ConfigError("WHAT", unknown[0], "one of " + ", ".join(MEASUREMENTS))
+        raise ConfigError("WHAT", unknown[0], "one of " + ", ".join((*MEASUREMENTS, KAFKA)))
     rows = trio.run(partial(_measure, arguments))
     if arguments.json:
         print_json([{"what": r.what, "conditions": r.conditions, **r.figures} for r in rows])
@@ -110,6 +120,13 @@ async def _measure(arguments: argparse.Namespace) -> list[Row]:
     if "kill" in wanted:
         rounds = KILLS_QUICK if quick else KILLS
         rows.append(await measure.measure_kill(CLUSTER_SIZE, rounds, note))
+    if KAFKA in wanted:
+        from clusternode.cli.local.bench_kafka import measure_kafka
+
+        records = RECORDS_QUICK if quick else RECORDS
+        rows += [
+            await measure_kafka(arguments.brokers, size, records, note) for size in arguments.size
+        ]
     return rows
 
 

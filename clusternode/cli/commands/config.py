@@ -57,12 +57,16 @@ def _check(arguments: argparse.Namespace) -> int:
     from clusternode.backends.subscriptions import check_subscriptions  # start-up speed
     from clusternode.config import load_settings  # start-up speed
     from clusternode.gateways.registry import read_gateways  # start-up speed
+    from clusternode.kafka.service import KafkaService, KafkaSettings  # start-up speed
     from clusternode.runtime.exposure import advice, check_exposure, check_files  # start-up speed
 
     settings = load_settings(arguments.config, environ=os.environ, overrides={})
     check_exposure(settings)
     check_files(settings)
     read_gateways(settings.plugins)
+    kafka = KafkaService(KafkaSettings.read(settings.plugins))
+    kafka.connections.check()
+    kafka.attach()  # so that kafka:@NAME is looked up
     check_subscriptions(settings)
     if arguments.json:
         print_json({"ok": True, "node_id": settings.node_id, "clusters": list(settings.clusters)})

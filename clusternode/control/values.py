@@ -48,11 +48,7 @@ def member_json(member: MemberSnapshot) -> dict[str, Any]:
 
 def dmq_json(member: MemberSnapshot) -> dict[str, Any]:
     """Return a member with the fields of Kamailio's `dmq.list_nodes`, and ours."""
-    try:
-        address = Address.parse(member.address)
-        host, port, proto = address.host, address.port, address.scheme
-    except ConfigError:
-        host, port, proto = member.address, 0, "*"
+    host, port, proto = _host_port_proto(member.address)
     ip = member.remote.rpartition(":")[0].strip("[]")
     fields = {
         "host": host,
@@ -65,6 +61,19 @@ def dmq_json(member: MemberSnapshot) -> dict[str, Any]:
         "fail_count": member.fail_count,
     }
     return {**member_json(member), **fields}
+
+
+def _host_port_proto(text: str) -> tuple[str, int, str]:
+    """Take an address apart, a SIP URI of a gateway too; `*` where no transport is said."""
+    if text.startswith("sip:"):
+        target, _, transport = text.removeprefix("sip:").partition(";transport=")
+        host, _, port = target.rpartition(":")
+        return host, int(port) if port.isdigit() else 0, transport or "*"
+    try:
+        address = Address.parse(text)
+    except ConfigError:
+        return text, 0, "*"
+    return address.host, address.port, address.scheme
 
 
 def address_json(address: AddressSnapshot) -> dict[str, Any]:

@@ -179,6 +179,8 @@ class StreamNetwork:
     def __init__(self, own: PeerAddress, tls: TlsContexts | None) -> None:
         self._own = own
         self._tls = tls
+        # Kamailio knows nodes by their source address (dmq_is_from_node).
+        self._local_address = None if own.host in ("0.0.0.0", "::") else own.host  # noqa: S104
         self._dialed: dict[PeerAddress, _Connection] = {}
         self._accepted: dict[int, _Connection] = {}  # connection id → connection
         self._next_id = 0
@@ -269,7 +271,9 @@ class StreamNetwork:
         stream: trio.SocketStream | None = None
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
-                stream = await trio.open_tcp_stream(address.host, address.port)
+                stream = await trio.open_tcp_stream(
+                    address.host, address.port, local_address=self._local_address
+                )
             wrapped = await self._wrapped(stream, is_server=False)
             await self._talk(wrapped, connection, Source(address.host, address.port, 0))
         except* STREAM_ERRORS as group:

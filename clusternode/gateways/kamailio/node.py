@@ -240,8 +240,8 @@ class KamailioNode:
     def _origin(self, now: Instant, request: SipRequest, source: Source) -> PeerAddress | None:
         """Return whom a message is from, or None for a stranger.
 
-        From says it, as in DMQ; but the bytes must come from the host of some node of the bus, or
-        from the host that From names.
+        From says it, as in DMQ; but a datagram must come from the host of some node of the bus, or
+        from the host that From names. A stream of a known node may come from any of its addresses.
         """
         named = translate.sender_of(request)
         address = self.membership.names.address_of(now, named)
@@ -250,7 +250,9 @@ class KamailioNode:
         if address == self.own:
             return address if source.host == address.host else None
         member = self.membership.members.get(address)
-        is_known = member is not None and self.membership.members.has_host(source.host)
+        is_known = member is not None and (
+            source.connection is not None or self.membership.members.has_host(source.host)
+        )
         if not is_known and source.host != address.host:
             return None
         if member is None or not member.is_active:

@@ -236,6 +236,40 @@ async def no_secret(target: Target) -> None:
     await many(8, one, 0.01)
 
 
+def without_certificate() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def tls_handshakes(target: Target) -> None:
+    """TLS handshakes without a certificate, which cost the listener a signature each."""
+    stranger = attrs.evolve(target, context=without_certificate())
+
+    async def one() -> None:
+        async with connected(stranger) as stream:
+            await stream.send_all(encode(hello()))
+            await stream.receive_some(65536)
+
+    await many(50, one, 0.0)
+
+
+async def half_a_tls_handshake(target: Target) -> None:
+    """The first half of a TLS handshake, and garbage inside one."""
+    below = attrs.evolve(target, context=None)
+
+    async def one() -> None:
+        async with connected(below) as stream:
+            await stream.send_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+            await drain(stream)
+        async with connected(below) as stream:
+            await stream.send_all(b"\x16\x03\x01\x40\x00" + secrets.token_bytes(16384))
+            await drain(stream)
+
+    await many(100, one)
+
+
 # --- insiders -------------------------------------------------------------------------------------
 
 
@@ -481,6 +515,10 @@ OUTSIDERS: Mapping[str, Attack] = {
         reflect,
         no_secret,
     )
+}
+TLS_OUTSIDERS: Mapping[str, Attack] = {
+    attack.__name__: attack
+    for attack in (tls_handshakes, half_a_tls_handshake, flood_before_hello, thousand)
 }
 INSIDERS: Mapping[str, Attack] = {
     attack.__name__: attack

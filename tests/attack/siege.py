@@ -18,7 +18,16 @@ import trio
 from clusternode.cli.local.fleet import Fleet, LocalAgent, free_port, pss_bytes
 from clusternode.core.types import NodeId
 from clusternode.runtime.tls import Credentials
-from tests.attack.kit import CLUSTER, EVIL, INSIDERS, OUTSIDERS, SECRET, Attack, Target
+from tests.attack.kit import (
+    CLUSTER,
+    EVIL,
+    INSIDERS,
+    OUTSIDERS,
+    SECRET,
+    TLS_OUTSIDERS,
+    Attack,
+    Target,
+)
 from tests.certificates import Pki
 
 ROUTES = Path(__file__).with_name("load_routes.py")
@@ -171,7 +180,8 @@ async def main(seconds: float, names: list[str]) -> int:
     bad = 0
     print(HEAD)
     outside = {"(nobody)": _nothing, **OUTSIDERS}
-    for attacks, tls in ((outside, False), ({"(nobody, TLS)": _nothing, **INSIDERS}, True)):
+    inside = {"(nobody, TLS)": _nothing, **TLS_OUTSIDERS, **INSIDERS}
+    for attacks, tls in ((outside, False), (inside, True)):
         chosen = [name for name in attacks if not names or name in names]
         if not chosen:
             continue

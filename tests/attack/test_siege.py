@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.attack.kit import INSIDERS, OUTSIDERS, Attack
+from tests.attack.kit import INSIDERS, OUTSIDERS, TLS_OUTSIDERS, Attack
 from tests.attack.siege import besiege, honest_cluster
 
 pytestmark = [pytest.mark.slow]
@@ -28,6 +28,10 @@ async def withstands(attacks: dict[str, Attack], *, tls: bool) -> None:
 
 async def test_whoever_does_not_know_the_secret_disturbs_nobody():
     await withstands(dict(OUTSIDERS), tls=False)
+
+
+async def test_whoever_has_no_certificate_disturbs_nobody():
+    await withstands(dict(TLS_OUTSIDERS), tls=True)
 
 
 async def test_a_member_that_was_taken_over_disturbs_nobody_where_certificates_name_the_nodes():

@@ -209,6 +209,7 @@ def test_the_environment_takes_toml_and_bare_strings(load):
         ),
         ("[node]\ntags = { 'a b' = '1' }", "node.tags", "tag keys"),
         ("[node]\ntags = { a = 1 }", "node.tags", "a string for the tag a"),
+        ('[node]\ntags = { a = "1\\t2" }', "node.tags", "without control characters for the tag a"),
         ("[node]\ncontrol_socket = '/" + "x" * 120 + "'", "node.control_socket", "107 bytes"),
         ("[discovery]\nnameservers = ['dns.example']", "discovery.nameservers", "IP:PORT"),
         ("[discovery]\nnotification_addresses = 'tcp://a:1'", "notification_addresses", "a list"),

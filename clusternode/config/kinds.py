@@ -16,11 +16,10 @@ from pathlib import Path
 import attrs
 
 from clusternode.core.types import NAME_PATTERN, PORT_MAX, Address
+from clusternode.core.wire.codec import is_tag_value
+from clusternode.core.wire.limits import TAG_VALUE_LENGTH_MAX, TAGS_MAX
 from clusternode.errors import ConfigError
 
-TAGS_MAX = 64
-"""As many as one record may carry."""
-TAG_VALUE_LENGTH_MAX = 256
 LIST_LENGTH_MAX = 1024
 """More entries in a configuration than that are a mistake."""
 SOCKET_PATH_BYTES_MAX = 107
@@ -272,10 +271,11 @@ def _convert_tags(value: object) -> object:
     for key, text in value.items():
         if not isinstance(key, str) or NAME_PATTERN.fullmatch(key) is None:
             raise WrongValue(f"tag keys of {NAME.expected}")
-        if not isinstance(text, str) or not _is_utf8(text) or "\0" in text:
+        if not isinstance(text, str) or not _is_utf8(text):
             raise WrongValue(f"a string for the tag {key}")
-        if len(text.encode()) > TAG_VALUE_LENGTH_MAX:
-            raise WrongValue(f"at most {TAG_VALUE_LENGTH_MAX} bytes for the tag {key}")
+        if not is_tag_value(text):  # other nodes would refuse our record
+            length = f"at most {TAG_VALUE_LENGTH_MAX} bytes"
+            raise WrongValue(f"{length} without control characters for the tag {key}")
     return {key: str(text) for key, text in value.items()}
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
-import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,15 +91,10 @@ class Kamailio:
         with (self.directory / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    program_path,
-                    "-f",
-                    str(self.directory / "kamailio.cfg"),
-                    "-DD",
-                    "-E",
-                    "-m",
-                    str(SHARED_MEMORY_MB),
-                ]
-                + ["-M", "8", "-P", str(self.directory / "pid"), "-Y", str(self.directory)],
+                    *(program_path, "-f", str(self.directory / "kamailio.cfg"), "-DD", "-E"),
+                    *("-m", str(SHARED_MEMORY_MB), "-M", "8"),
+                    *("-P", str(self.directory / "pid"), "-Y", str(self.directory)),
+                ],
                 cwd=self.directory,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -166,7 +161,7 @@ class Kamailio:
 
     def rpc(self, method: str, *params: object, timeout: float = 5.0) -> Any:
         """Call its JSON-RPC (module jsonrpcs, datagram socket)."""
-        own = self.directory / f"rpc-{uuid.uuid4().hex[:8]}"
+        own = self.directory / f"rpc-{secrets.token_hex(4)}"
         request = {"jsonrpc": "2.0", "method": method, "params": params, "id": 1}
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
             client.settimeout(timeout)
@@ -235,7 +230,7 @@ async def until(holds: Any, seconds: float) -> float:
     """Wait until something holds; return how long that took."""
     begin = trio.current_time()
     with trio.move_on_after(seconds):
-        while not holds():
+        while not holds():  # noqa: ASYNC110  # what another process does tells nobody
             await trio.sleep(0.05)
         return trio.current_time() - begin
     raise AssertionError(f"not within {seconds:g} s")
@@ -260,7 +255,7 @@ class UserAgent:
         timeout: float = 5.0,
     ) -> int:
         """Return the code of the final answer; 408 where none came."""
-        call_id = uuid.uuid4().hex
+        call_id = secrets.token_hex(16)
         host, port = self.socket.getsockname()
         more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         head = (

@@ -35,19 +35,14 @@ def make_certificates(directory: Path) -> None:
     """Make a CA, and one certificate that all nodes of the test share."""
     directory.mkdir()
 
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
+    def openssl(words: str) -> None:
+        subprocess.run(["openssl", *words.split()], cwd=directory, check=True, capture_output=True)
 
+    openssl("req -x509 -newkey rsa:2048 -nodes -keyout ca-key.pem -out ca.pem -subj /CN=bus")
+    openssl("req -newkey rsa:2048 -nodes -keyout key.pem -out request.pem -subj /CN=node")
     openssl(
-        *"req -x509 -newkey rsa:2048 -nodes -keyout ca-key.pem -out ca.pem -days 2".split(),
-        "-subj", "/CN=bus",
-    )  # fmt: skip
-    openssl(
-        *"req -newkey rsa:2048 -nodes -keyout key.pem -out request.pem".split(), "-subj", "/CN=node"
-    )
-    openssl(
-        *"x509 -req -in request.pem -CA ca.pem -CAkey ca-key.pem -CAcreateserial".split(),
-        *"-out certificate.pem -days 2".split(),
+        "x509 -req -in request.pem -CA ca.pem -CAkey ca-key.pem -CAcreateserial"
+        " -out certificate.pem -days 2"
     )
 
 
@@ -106,6 +101,13 @@ def note(event):
 """
 
 
+def start_agent(directory: Path) -> subprocess.Popen[bytes]:
+    """Run an agent on `node.toml`; what it prints goes to `out`."""
+    command = [sys.executable, "-m", "clusternode", "run", "-c", str(directory / "node.toml")]
+    with (directory / "out").open("wb") as out:
+        return subprocess.Popen(command, stdout=out)
+
+
 async def test_the_agent_is_a_node_with_routes_and_command_line(directory):
     (directory / "node.toml").write_text(CONFIG)
     (directory / "routes.py").write_text(ROUTES)
@@ -120,8 +122,7 @@ async def test_the_agent_is_a_node_with_routes_and_command_line(directory):
     with stopped_at_the_end(Bus([kamailio])) as bus:
         await bus.start()
         assert "all well" in await run("config", "check")
-        with (directory / "out").open("wb") as out:
-            agent = subprocess.Popen([*program, "run", *configured], stdout=out)
+        agent = start_agent(directory)
         try:
             await until(lambda: kamailio.nodes().get("127.0.5.15") == "active", 15.0)
             listed = await run("nodes", "list", "--cluster", "kamailio")
@@ -169,9 +170,7 @@ async def test_the_pair_of_examples_does_what_the_page_says(directory):
 
     with stopped_at_the_end(Bus([kamailio])) as bus:
         await bus.start()
-        agent = subprocess.Popen(
-            [sys.executable, "-m", "clusternode", "run", "-c", str(directory / "node.toml")]
-        )
+        agent = start_agent(directory)
         try:
             await until(lambda: kamailio.nodes().get("127.0.5.24") == "active", 15.0)
             async with user_agent() as caller:

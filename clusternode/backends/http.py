@@ -147,10 +147,10 @@ class HttpBackend:
             self._problem = f"no answer within {self._timeout:g} s"
             publication.fail(self._problem, definite=False)
         except httpx.ConnectError as error:
-            self._problem = str(error) or "no connection"
+            self._problem = _reason(error)
             publication.fail(self._problem)
         except httpx.HTTPError as error:
-            self._problem = str(error) or type(error).__name__
+            self._problem = _reason(error)
             publication.fail(self._problem, definite=False)
         else:
             if answer.is_success:
@@ -177,6 +177,16 @@ class HttpsBackend(HttpBackend):
     """As `http:`, over TLS."""
 
     scheme: ClassVar[str] = "https"
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong: the text of the error, or of what caused it (TLS says it there)."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if str(cause):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
 
 
 def _options(values: dict[str, object], mask: str | None) -> str:

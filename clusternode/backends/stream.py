@@ -278,6 +278,10 @@ def _status_of(reply: dict[str, Any]) -> list[tuple[int, DeliveryStatus]]:
 
 
 def _reason(error: BaseException | None) -> str:
+    if isinstance(error, OSError) and not error.strerror and error.__cause__ is not None:
+        return _reason(error.__cause__)  # trio: all attempts failed, because of …
+    if isinstance(error, BaseExceptionGroup):
+        return _reason(error.exceptions[0])
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return str(error) or type(error).__name__

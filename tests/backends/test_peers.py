@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import ssl
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from clusternode.backends.http import HttpBackend
 from clusternode.backends.stream import _Replies
@@ -112,6 +120,64 @@ async def test_a_status_of_http_that_is_not_2xx_is_a_failure(nursery, status, de
 
     assert told.status.detail == f"it answered {status}"
     assert told.status.definite is definite
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Make a certificate for 127.0.0.1 that is its own authority; return its and the key's file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    (tmp_path / "key.pem").write_bytes(pem)
+    return tmp_path / "cert.pem", tmp_path / "key.pem"
+
+
+@pytest.mark.slow
+async def test_https_trusts_the_authority_that_is_given_and_no_other(nursery, certificate):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    (plain,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = plain.socket.getsockname()[1]
+    requests: list[bytes] = []
+
+    async def talk(stream):
+        with contextlib.suppress(trio.BrokenResourceError):
+            requests.append(await stream.receive_some(65536))
+            await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            await stream.receive_some(65536)
+
+    nursery.start_soon(trio.serve_listeners, talk, [trio.SSLListener(plain, context)])
+    async with backend_world() as world:
+        world.subscribe(EVENT, f"https://127.0.0.1:{port}/#ca={certificate[0]}&bearer=t%20k")
+        (trusted,) = await world.deliver(EVENT, [1])
+        world.subscribe("E_OTHER", f"https://127.0.0.1:{port}/#timeout=2.0")
+        (refused,) = await world.deliver("E_OTHER", [1])
+    nursery.cancel_scope.cancel()
+
+    assert trusted.status.ok, trusted
+    assert b"authorization: bearer t k" in requests[0].lower()
+    assert not refused.status.ok
+    assert "certificate" in refused.status.detail.lower()
 
 
 def test_secrets_of_http_are_not_shown():

@@ -26,12 +26,16 @@ from clusternode.backends import channel, datagram, flatstore, http, program, st
 from clusternode.backends.options import Option
 from clusternode.cli import reference as cli_reference
 from clusternode.config.text import reference_markdown, toml_value
+from clusternode.config.keys import field_help
+from clusternode.config.text import toml_value
 from clusternode.control import requests as control_requests
 from clusternode.core import events
 from clusternode.core.membership import health
 from clusternode.core.types import ResultCode
 from clusternode.core.wire import messages
 from clusternode.core.wire.messages import CloseReason
+from clusternode.kafka.settings import KEYS as KAFKA_KEYS
+from clusternode.kafka.settings import KafkaConnection
 from clusternode.gateways import reference as gateways_reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -332,6 +336,16 @@ BACKEND_OPTIONS: Mapping[str, tuple[Option, ...]] = {
     "virtual": virtual.OPTIONS,
 }
 
+def kafka_keys() -> str:
+    """List the keys of `[kafka.NAME]`."""
+    meanings = field_help(KafkaConnection)
+    lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for key in KAFKA_KEYS:
+        cells = (f"`{key.name}`", key.kind.expected, f"`{toml_value(key.default)}`")
+        lines.append("| " + " | ".join((*cells, meanings[key.name])) + " |")
+    return "\n".join(lines)
+
+
 SECTIONS: Mapping[str, Callable[[], str]] = {
     **{
         f"options-{scheme}": partial(options_table, options)
@@ -340,6 +354,7 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "close-reasons": close_reasons,
     "counters": counters_table,
     "events": events_table,
+    "kafka-keys": kafka_keys,
     "health-diagram": health_diagram,
     "health-table": health.table_markdown,
     "result-codes": result_codes,

@@ -25,6 +25,7 @@ from clusternode.core.types import Address, ConnectionId, Instant
 from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import Close, CloseReason, Frame, Hello
 from clusternode.simulation.fidelity import Wire
+from clusternode.simulation.history import LinkFact
 from clusternode.simulation.network import next_retransmission
 from clusternode.simulation.surroundings import ProcessView, WorldView
 
@@ -168,6 +169,7 @@ class Connections:
         if end.dialed is None:
             self._send(end, (ItemKind.HELLO, process.hello, 0))
         end.is_established = True
+        self._note_link(end, is_up=True)
         other = end.other.process.host
         if end.dialed is not None:
             remote = f"{other.ip}:{end.dialed.port}"
@@ -359,7 +361,15 @@ class Connections:
         end.stalled.clear()
         self._stalled.pop(end, None)
 
+    def _note_link(self, end: End, *, is_up: bool) -> None:
+        fact = LinkFact(
+            self._world.now, end.process.node_id, end.other.process.node_id, is_up=is_up
+        )
+        self._world.history.links.append(fact)
+
     def _forget(self, end: End) -> None:
+        if end.is_open and end.is_established:
+            self._note_link(end, is_up=False)
         end.is_open = False
         end.process.ends.pop(end.connection, None)
 

@@ -99,6 +99,16 @@ class StatusFact:
     reason: str
 
 
+@attrs.frozen
+class LinkFact:
+    """One end of a connection whose handshake was done, or which has ended."""
+
+    at: Instant
+    node_id: NodeId
+    peer: NodeId
+    is_up: bool
+
+
 @attrs.define
 class Disturbance:
     """Something that excuses a node of `left` for not seeing one of `right`, and the reverse.
@@ -160,6 +170,7 @@ class History:
     requests: dict[Key, RequestFact] = attrs.Factory(dict)
     replies_made: dict[Key, ReplyMade] = attrs.Factory(dict)
     statuses: list[StatusFact] = attrs.Factory(list)
+    links: list[LinkFact] = attrs.Factory(list)
     disturbances: list[Disturbance] = attrs.Factory(list)
     removals: list[tuple[Instant, NodeId, NodeId]] = attrs.Factory(list)
     """What operators took off a list: (when, at which node, which member)."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import attrs
 
-from clusternode.core import effects
+from clusternode.core import effects as effect_types
 from clusternode.core.effects import Effect
 from clusternode.core.events import NodeStateChanged
 from clusternode.core.inputs import Input, KnownMember, Persisted, PersistFailed, Start, TimePassed
@@ -92,9 +92,11 @@ class Process:
         self.settings = settings
         self.fact = fact
         self.clock = Clock(self, world.now, host.clock_rate)
-        self.node = Node(
-            settings, world.now, random.Random(f"{world.seed}/{host.node_id}/{fact.life}")
-        )
+        rng = random.Random(f"{world.seed}/{host.node_id}/{fact.life}")
+        recorder = world.trace.recorder
+        if recorder is not None and recorder.node_id == host.node_id:
+            recorder.begin(settings, world.now, rng)
+        self.node = Node(settings, world.now, rng)
         self.connection_ids = itertools.count(1)
         self.ends: dict[ConnectionId, End] = {}
         self.is_running = True
@@ -127,7 +129,12 @@ class Process:
         world.trace.input(world.now, self.host.node_id, input_)
         world.counts.inputs += 1
         world.counts.stepping = self.host.node_id
-        for effect in self.node.step(self.clock.now, input_):
+        recorder = world.trace.recorder
+        if recorder is not None and recorder.node_id == self.host.node_id:
+            effects = recorder.step(self.node, self.clock.now, input_)
+        else:
+            effects = self.node.step(self.clock.now, input_)
+        for effect in effects:
             _PERFORM[type(effect)](self, effect)
         if self.is_running:
             self.clock.arm()
@@ -147,50 +154,50 @@ class Process:
 
     # One method per effect.
 
-    def _dial(self, effect: effects.Dial) -> None:
+    def _dial(self, effect: effect_types.Dial) -> None:
         self.world.connections.dial(self, effect.address)
 
-    def _resolve(self, effect: effects.Resolve) -> None:
+    def _resolve(self, effect: effect_types.Resolve) -> None:
         delay, answer = self.world.resolver.resolve(effect.name)
         self.world.after(delay, self.feed, answer)
 
-    def _output_ready(self, effect: effects.OutputReady) -> None:
+    def _output_ready(self, effect: effect_types.OutputReady) -> None:
         end = self.ends.get(effect.connection)
         if end is not None:
             self.world.connections.output_ready(end)
 
-    def _write(self, effect: effects.Write) -> None:
+    def _write(self, effect: effect_types.Write) -> None:
         end = self.ends.get(effect.connection)
         if end is not None:
             self.world.connections.written(end, effect)
 
-    def _disconnect(self, effect: effects.Disconnect) -> None:
+    def _disconnect(self, effect: effect_types.Disconnect) -> None:
         end = self.ends.get(effect.connection)
         if end is not None:
             self.world.connections.close(end, effect.close)
 
-    def _handle(self, effect: effects.Handle) -> None:
+    def _handle(self, effect: effect_types.Handle) -> None:
         self.routes.take(effect)
 
-    def _settle(self, effect: effects.Settle) -> None:
+    def _settle(self, effect: effect_types.Settle) -> None:
         self.world.traffic.settled(self, effect)
 
-    def _fanout(self, effect: effects.Fanout) -> None:
+    def _fanout(self, effect: effect_types.Fanout) -> None:
         self.world.traffic.fanned_out(self, effect)
 
-    def _asked(self, effect: effects.Asked) -> None:
+    def _asked(self, effect: effect_types.Asked) -> None:
         self.world.traffic.asked(self, effect)
 
-    def _replied(self, effect: effects.Replied) -> None:
+    def _replied(self, effect: effect_types.Replied) -> None:
         self.world.traffic.replied(self, effect)
 
-    def _request_finished(self, effect: effects.RequestFinished) -> None:
+    def _request_finished(self, effect: effect_types.RequestFinished) -> None:
         self.world.traffic.request_finished(self, effect)
 
-    def _request_ended(self, effect: effects.RequestEnded) -> None:
+    def _request_ended(self, effect: effect_types.RequestEnded) -> None:
         self.world.traffic.request_ended(self, effect)
 
-    def _emit(self, effect: effects.Emit) -> None:
+    def _emit(self, effect: effect_types.Emit) -> None:
         event = effect.event
         world = self.world
         world.trace.note(f"{world.now!r} {self.node_id} event {type(event).__name__}")
@@ -207,10 +214,10 @@ class Process:
             world.history.statuses.append(fact)
             world.trace.note(f"{fact.member} {fact.previous} {fact.status}")
 
-    def _persist(self, effect: effects.Persist) -> None:
+    def _persist(self, effect: effect_types.Persist) -> None:
         self.world.after(DISK_DELAY, self._written, effect, self.world.now)
 
-    def _written(self, effect: effects.Persist, asked_at: Instant) -> None:
+    def _written(self, effect: effect_types.Persist, asked_at: Instant) -> None:
         if self.is_running and self.host.disk_error:
             self.feed(PersistFailed(self.host.disk_error))
         elif self.is_running:
@@ -218,10 +225,10 @@ class Process:
             self.host.known = (asked_at, tuple(effect.members))
             self.feed(Persisted())
 
-    def _leave_finished(self, _: effects.LeaveFinished) -> None:
+    def _leave_finished(self, _: effect_types.LeaveFinished) -> None:
         self.world.soon(self.world.end_process, self, "left")
 
-    def _withdraw(self, _: effects.Withdraw) -> None:
+    def _withdraw(self, _: effect_types.Withdraw) -> None:
         self.world.soon(self.world.end_process, self, "withdrew")
 
 
@@ -306,21 +313,21 @@ class Clock:
 
 # Any: each method takes one class of the union, which a mapping cannot say.
 _PERFORM: dict[type[Any], Callable[[Process, Any], None]] = {
-    effects.Dial: Process._dial,
-    effects.Resolve: Process._resolve,
-    effects.OutputReady: Process._output_ready,
-    effects.Write: Process._write,
-    effects.Disconnect: Process._disconnect,
-    effects.Handle: Process._handle,
-    effects.Settle: Process._settle,
-    effects.Fanout: Process._fanout,
-    effects.Asked: Process._asked,
-    effects.Replied: Process._replied,
-    effects.RequestFinished: Process._request_finished,
-    effects.RequestEnded: Process._request_ended,
-    effects.Emit: Process._emit,
-    effects.Persist: Process._persist,
-    effects.LeaveFinished: Process._leave_finished,
-    effects.Withdraw: Process._withdraw,
+    effect_types.Dial: Process._dial,
+    effect_types.Resolve: Process._resolve,
+    effect_types.OutputReady: Process._output_ready,
+    effect_types.Write: Process._write,
+    effect_types.Disconnect: Process._disconnect,
+    effect_types.Handle: Process._handle,
+    effect_types.Settle: Process._settle,
+    effect_types.Fanout: Process._fanout,
+    effect_types.Asked: Process._asked,
+    effect_types.Replied: Process._replied,
+    effect_types.RequestFinished: Process._request_finished,
+    effect_types.RequestEnded: Process._request_ended,
+    effect_types.Emit: Process._emit,
+    effect_types.Persist: Process._persist,
+    effect_types.LeaveFinished: Process._leave_finished,
+    effect_types.Withdraw: Process._withdraw,
 }
 EFFECTS_PERFORMED: frozenset[type[Effect]] = frozenset(_PERFORM)

@@ -51,12 +51,16 @@ class RunResult:
 
 def run(scenario: Scenario, seed: int, *, progress: Progress | None = None) -> RunResult:
     """Live through a story once."""
-    world = World(scenario.plan, seed)
+    return run_in(World(scenario.plan, seed), scenario, progress)
+
+
+def run_in(world: World, scenario: Scenario, progress: Progress | None = None) -> RunResult:
+    """Live through a story in a world that was made for it, and may be looked at afterwards."""
     violations = live(world, scenario, progress)
     shown = [attrs.evolve(v, at=v.at - TIME_ZERO) for v in violations]
     return RunResult(
         name=scenario.name,
-        seed=seed,
+        seed=world.seed,
         ok=not shown,
         digest=world.trace.digest(),
         virtual_s=world.now - TIME_ZERO,

@@ -14,6 +14,7 @@ from clusternode.core import inputs
 from clusternode.core.inputs import Input
 from clusternode.core.types import Instant, NodeId
 from clusternode.core.wire.messages import WireMessage
+from clusternode.simulation.recording import Recorder
 
 LINES_BEFORE_HASHING = 4096  # one call of the hash for many lines is several times cheaper
 DIGEST_SIZE_BYTES = 16  # enough to tell runs apart; short enough to print
@@ -22,8 +23,10 @@ DIGEST_SIZE_BYTES = 16  # enough to tell runs apart; short enough to print
 class Trace:
     """Hashes what happens, and keeps the lines where a test wants to read them."""
 
-    def __init__(self, *, keep: bool = False) -> None:
+    def __init__(self, *, keep: bool = False, recorder: Recorder | None = None) -> None:
         self.kept: list[str] = []
+        self.recorder = recorder
+        """Who writes down what one of the nodes is told, if anyone does."""
         self._keep = keep
         self._lines: list[str] = []
         self._hash = hashlib.blake2b(digest_size=DIGEST_SIZE_BYTES)

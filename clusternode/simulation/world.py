@@ -27,6 +27,7 @@ from clusternode.simulation.fidelity import wire_of
 from clusternode.simulation.history import Disturbance, History, LifeFact, Limits, OutboxSample
 from clusternode.simulation.network import LinkQuality, Network
 from clusternode.simulation.process import Host, Process
+from clusternode.simulation.recording import Recorder
 from clusternode.simulation.resolver import ScriptedResolver
 from clusternode.simulation.surroundings import Behaviour, Counts
 from clusternode.simulation.trace import Trace
@@ -74,7 +75,14 @@ def address_of(index: int) -> Address:
 class World(EventQueue):
     """All hosts and what connects them."""
 
-    def __init__(self, plan: WorldPlan, seed: int, *, keep_trace: bool = False) -> None:
+    def __init__(
+        self,
+        plan: WorldPlan,
+        seed: int,
+        *,
+        keep_trace: bool = False,
+        recorder: Recorder | None = None,
+    ) -> None:
         super().__init__(TIME_ZERO)
         self.plan = plan
         self.seed = seed
@@ -84,7 +92,7 @@ class World(EventQueue):
         wire = wire_of(plan.fidelity, random.Random(f"{seed}/wire"))
         self.connections = Connections(self, wire)
         self.traffic = Traffic(self)
-        self.trace = Trace(keep=keep_trace)
+        self.trace = Trace(keep=keep_trace, recorder=recorder)
         self.history = History(settings=limits_of(plan), twins=dict(plan.id_of))
         self.counts = Counts()
         self.hosts = {

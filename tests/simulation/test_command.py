@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import html.parser
 import json
+import tomllib
 
 import pytest
 
+from clusternode.cli.commands import replay
+from clusternode.cli.commands.simulate import bar_text, shrunk
 from clusternode.cli.main import main
 
 GOOD = 'title = "Two"\nnodes = 2\nduration = 10.0\n'
@@ -87,6 +92,10 @@ def test_the_number_of_nodes_is_part_of_the_command_that_repeats_a_run(story, ca
         (["a.toml", "--swarm"], "expected either files with stories, or --swarm"),
         (["missing.toml"], "missing.toml: No such file"),
         (["--swarm", "--nodes", "3"], "the swarm draws its own"),
+        (["--swarm", "--node", "n1"], "--trace and --node belong together"),
+        (["--swarm", "--seeds", "1..2", "--report", "x"], "--report is for one run; these are 2"),
+        (["--swarm", "--trace", "/no/x", "--node", "n1"], "/no/x: No such file"),
+        (["--swarm", "--trace", "x", "--node", "n99"], "the story has no such node"),
     ],
 )
 def test_a_wrong_command_line_is_status_2(words, message, capsys):
@@ -103,6 +112,79 @@ def test_a_wrong_number_is_status_2(words, capsys):
 
     assert exit_.value.code == 2
     assert "expected" in capsys.readouterr().err
+
+
+def replayed(*words):
+    """Run `clusternode replay` as its module alone."""
+    parser = argparse.ArgumentParser()
+    replay.add_parser(parser.add_subparsers())
+    return replay.run(parser.parse_args(["replay", *words]))
+
+
+def test_what_a_node_was_told_can_be_written_and_replayed(story, tmp_path, capsys):
+    trace = str(tmp_path / "n2.trace")
+
+    assert main(["simulate", story(GOOD), "--trace", trace, "--node", "n2"]) == 0
+    assert replayed(trace) == 0
+    assert "all as recorded" in capsys.readouterr().out
+
+    assert replayed(trace, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["lives"] == 1
+
+
+def test_a_replay_that_differs_is_status_1_and_names_the_step(story, tmp_path, capsys):
+    trace = tmp_path / "n2.trace"
+    main(["simulate", story(GOOD), "--trace", str(trace), "--node", "n2"])
+    trace.write_text(trace.read_text().replace('"fingerprint":"', '"fingerprint":"x', 1))
+
+    assert replayed(str(trace)) == 1
+    printed = capsys.readouterr()
+    assert "not as recorded" in printed.out
+    assert "line 2: Start" in printed.err
+    assert "what they hold differs" in printed.err
+
+
+def test_a_file_that_is_no_recording_is_status_2(tmp_path, capsys):
+    assert replayed(str(tmp_path / "missing")) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_a_report_is_one_page_that_shows_nodes_faults_and_what_did_not_hold(story, tmp_path):
+    report = tmp_path / "out.html"
+
+    main(["simulate", story(HOPELESS), "--report", str(report)])
+
+    text = report.read_text()
+    parser = html.parser.HTMLParser()
+    parser.feed(text)
+    parser.close()
+    assert "n1 lists n2" in text
+    assert ">kill<" in text
+    assert "says active" in text
+    assert "http" not in text and "<script" not in text
+
+
+def test_a_failing_story_is_shrunk_to_a_file_that_fails_in_the_same_way(story, capsys):
+    values = tomllib.loads(HOPELESS) | {"nodes": 4}
+    values["step"] += [{"at": 4.0, "reset": "*"}, {"at": 3.0, "kill": "n4"}]
+
+    text = shrunk(values, 1, "the-dead-are-removed")
+
+    smallest = tomllib.loads(text)
+    assert (smallest["nodes"], len(smallest["step"])) == (2, 1)
+    assert main(["simulate", story(text), "--seed", "1"]) == 1
+    assert "the-dead-are-removed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("share", "done", "elapsed", "text"),
+    [
+        (0.5, 2, 60.0, "50%  2 of 4 runs  0.033 runs/s  1:00 left"),
+        (0.0, 0, 0.0, "0%  0 of 4 runs"),
+    ],
+)
+def test_progress_has_a_rate_and_the_time_left(share, done, elapsed, text):
+    assert bar_text(share, done, 4, elapsed).endswith(text)
 
 
 def test_the_swarm_needs_no_file(capsys):

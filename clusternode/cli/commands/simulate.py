@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import itertools
 import multiprocessing
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,15 +26,21 @@ from clusternode.cli.parsing import (
     add_command,
     add_json_option,
 )
+from clusternode.core.types import NodeId
 from clusternode.errors import ScenarioError
 from clusternode.simulation import swarm
-from clusternode.simulation.runner import Progress, RunResult
+from clusternode.simulation.recording import Recorder
+from clusternode.simulation.report import page
+from clusternode.simulation.runner import Progress, RunResult, run_in
 from clusternode.simulation.runner import run as run_story
-from clusternode.simulation.scenario import Scenario, load
+from clusternode.simulation.scenario import Scenario, from_mapping, load
+from clusternode.simulation.shrinking import Values, as_toml, shrink
+from clusternode.simulation.world import World
 
 SEEDS_MAX = 1_000_000
 """Of one call: a larger range is a slip of the pen."""
 JOBS_MAX = 256
+BAR_WIDTH = 24
 NEWEST_COLLECTED_AFTER = 50_000
 """Objects of a world live long; looking at the young ones less often saves a tenth of the time."""
 
@@ -61,6 +69,74 @@ class Job:
         return shlex.join(words)
 
 
+@attrs.frozen
+class Outputs:
+    """What else a run leaves behind."""
+
+    report: Path | None
+    trace: Path | None
+    node: str | None
+
+    def run(self, scenario: Scenario, seed: int, progress: Progress | None) -> RunResult:
+        """Live through a story, and write what is wanted of it.
+
+        Raises:
+            ScenarioError: A file cannot be written, or the story has no such node.
+        """
+        if self.node is not None and self.node not in scenario.plan.node_ids:
+            raise ScenarioError(f"--node: {self.node!r}: the story has no such node")
+        try:
+            with contextlib.ExitStack() as stack:
+                recorder = None
+                if self.trace is not None:
+                    file = stack.enter_context(self.trace.open("w", encoding="utf-8"))
+                    recorder = Recorder(file, NodeId(self.node or ""))
+                world = World(scenario.plan, seed, recorder=recorder)
+                result = run_in(world, scenario, progress)
+            if self.report is not None:
+                self.report.write_text(page(scenario, result, world.history), encoding="utf-8")
+        except OSError as error:
+            raise ScenarioError(f"{error.filename}: {error.strerror}") from error
+        return result
+
+
+class Bar:
+    """How far all runs have come, how fast, and how long they still take."""
+
+    def __init__(self, runs: int) -> None:
+        self._runs = runs
+        self._done = 0
+        self._began = time.perf_counter()
+
+    def show_part(self, virtual_s: float, duration: float) -> None:
+        """Take how far the run has come that is under way."""
+        self._show(min(virtual_s / duration, 1.0))
+
+    def run_done(self, *, is_shown: bool) -> None:
+        self._done += 1
+        if is_shown:
+            self._show(0.0)
+
+    def _show(self, part: float) -> None:
+        share = (self._done + part) / self._runs
+        if share >= 1:
+            _show("")
+        else:
+            _show(bar_text(share, self._done, self._runs, time.perf_counter() - self._began))
+
+
+def bar_text(share: float, done: int, runs: int, elapsed: float) -> str:
+    """Return the line that shows progress: a bar, a rate, and the time left."""
+    full = int(share * BAR_WIDTH)
+    bar = "█" * full + "░" * (BAR_WIDTH - full)
+    text = f"{bar} {share:4.0%}  {done} of {runs} runs"
+    if share > 0 and elapsed > 0:
+        left = int(elapsed * (1 - share) / share)
+        rate = share * runs / elapsed
+        text += f"  {rate:.2g} runs/s  {left // 60}:{left % 60:02d} left"
+    return text
+
+
 def add_parser(parsers: Parsers) -> None:
     parser = add_command(
         parsers,
@@ -71,7 +147,9 @@ def add_parser(parsers: Parsers) -> None:
         "Equal seeds give equal runs. Status 1: something that must hold did not.",
         examples="clusternode simulate scenarios/*.toml\n"
         "clusternode simulate scenarios/split-heals.toml --seeds 1..100 --jobs 2\n"
-        "clusternode simulate --swarm --seeds 1..50",
+        "clusternode simulate --swarm --seeds 1..50\n"
+        "clusternode simulate scenarios/split-heals.toml --report split.html\n"
+        "clusternode simulate scenarios/split-heals.toml --trace n3.trace --node n3",
     )
     parser.add_argument("files", metavar="FILE", nargs="*", type=Path, help="stories, in TOML")
     seeds = parser.add_mutually_exclusive_group()
@@ -84,6 +162,11 @@ def add_parser(parsers: Parsers) -> None:
     parser.add_argument(
         "--swarm", action="store_true", help="random clusters and faults, drawn from each seed"
     )
+    parser.add_argument("--report", metavar="FILE", type=Path,
+                        help="draw the run as a page; of one run only")  # fmt: skip
+    parser.add_argument("--trace", metavar="FILE", type=Path,
+                        help="write what --node was told, for replay; of one run only")  # fmt: skip
+    parser.add_argument("--node", metavar="ID", help="whose inputs --trace writes")
     add_json_option(parser, "print an array with one object for each run")
 
 
@@ -125,6 +208,10 @@ def run(arguments: argparse.Namespace) -> int:
         complain("simulate: --nodes: the swarm draws its own number of nodes")
         return USAGE
     jobs = list(_jobs(arguments))
+    problem = _problem_with_outputs(arguments, len(jobs))
+    if problem:
+        complain(f"simulate: {problem}")
+        return USAGE
     try:
         for file in arguments.files:  # a wrong story is said before hours of right ones
             load(file, nodes=arguments.nodes)
@@ -132,15 +219,30 @@ def run(arguments: argparse.Namespace) -> int:
         complain(str(error))
         return USAGE
     results = []
-    for job, result in _run_all(jobs, arguments.jobs):
-        results.append(result)
-        if not result.ok and not arguments.json:
-            _explain(job, result)
+    outputs = Outputs(arguments.report, arguments.trace, arguments.node)
+    try:
+        for job, result in _run_all(jobs, arguments.jobs, outputs):
+            results.append(result)
+            if not result.ok and not arguments.json:
+                _explain(job, result, shrinks=all(one.ok for one in results[:-1]))
+    except ScenarioError as error:
+        complain(str(error))
+        return USAGE
     if arguments.json:
         print_json([_as_object(job, result) for job, result in zip(jobs, results, strict=True)])
     else:
         _print_results(results)
     return OK if all(result.ok for result in results) else CLUSTER_SAID_NO
+
+
+def _problem_with_outputs(arguments: argparse.Namespace, runs: int) -> str:
+    """Say what is wrong with the options that look at one run; nothing when all is well."""
+    if (arguments.trace is None) != (arguments.node is None):
+        return "--trace and --node belong together"
+    wants_one = [name for name in ("report", "trace") if getattr(arguments, name) is not None]
+    if wants_one and runs != 1:
+        return f"--{wants_one[0]} is for one run; these are {runs}"
+    return ""
 
 
 def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
@@ -152,22 +254,27 @@ def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
         yield Job(file, seed, arguments.nodes)
 
 
-def _run_all(jobs: Sequence[Job], at_a_time: int) -> Iterator[tuple[Job, RunResult]]:
+def _run_all(
+    jobs: Sequence[Job], at_a_time: int, outputs: Outputs
+) -> Iterator[tuple[Job, RunResult]]:
     """Yield results in the order of the jobs, each as soon as those before it are there."""
     is_terminal = sys.stderr.isatty()
+    bar = Bar(len(jobs))
     if at_a_time == 1:
         for job in jobs:
-            yield job, run_job(job, progress=_progress(job) if is_terminal else None)
+            yield job, run_job(job, bar.show_part if is_terminal else None, outputs)
+            bar.run_done(is_shown=is_terminal)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_a_time, mp_context=context) as pool:
-        for done, (job, result) in enumerate(zip(jobs, pool.map(run_job, jobs), strict=True), 1):
-            if is_terminal:
-                _show(f"{done} of {len(jobs)} runs" if done < len(jobs) else "")
+        for job, result in zip(jobs, pool.map(run_job, jobs), strict=True):
+            bar.run_done(is_shown=is_terminal)
             yield job, result
 
 
-def run_job(job: Job, progress: Progress | None = None) -> RunResult:
+def run_job(
+    job: Job, progress: Progress | None = None, outputs: Outputs | None = None
+) -> RunResult:
     """Do one run."""
     scenario = job.scenario()
     gc.collect()
@@ -176,20 +283,12 @@ def run_job(job: Job, progress: Progress | None = None) -> RunResult:
     gc.set_threshold(NEWEST_COLLECTED_AFTER, *before[1:])
     try:
         seed = scenario.seed if job.seed is None else job.seed
-        return run_story(scenario, seed, progress=progress)
+        if outputs is None:
+            return run_story(scenario, seed, progress=progress)
+        return outputs.run(scenario, seed, progress)
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
-
-
-def _progress(job: Job) -> Progress:
-    name = "swarm" if job.file is None else job.file.stem
-
-    def progress(virtual_s: float, duration: float) -> None:
-        is_done = virtual_s >= duration
-        _show("" if is_done else f"{name}: {virtual_s:.0f} s of {duration:.0f} s")
-
-    return progress
 
 
 def _show(text: str) -> None:
@@ -198,11 +297,30 @@ def _show(text: str) -> None:
     sys.stderr.flush()
 
 
-def _explain(job: Job, result: RunResult) -> None:
+def _explain(job: Job, result: RunResult, *, shrinks: bool) -> None:
     note(f"{result.name}, seed {result.seed}:")
     for violation in result.violations:
         note(f"  {violation.at:.3f} s  {violation.invariant}: {violation.detail}")
     note(f"  repeat it: {job.command(result.seed)}")
+    if shrinks and job.file is None:
+        note("  smaller, and failing in the same way; as a file in scenarios/ it is a test:")
+        note("")
+        story, broken = swarm.story(result.seed), result.violations[0].invariant
+        for line in shrunk(story, result.seed, broken).splitlines():
+            note(line)
+
+
+def shrunk(values: Values, seed: int, broken: str) -> str:
+    """Make a story smaller while the run with `seed` breaks the same invariant; return its file."""
+
+    def fails(story: Values) -> bool:
+        try:
+            scenario = from_mapping(story, name="shrunk")
+        except ScenarioError:
+            return False
+        return any(one.invariant == broken for one in run_story(scenario, seed).violations)
+
+    return as_toml(shrink(values, fails))
 
 
 def _print_results(results: Sequence[RunResult]) -> None:

@@ -25,18 +25,17 @@ import attrs
 from clusternode.backends import channel, datagram, flatstore, http, program, stream, virtual
 from clusternode.backends.options import Option
 from clusternode.cli import reference as cli_reference
-from clusternode.config.text import reference_markdown, toml_value
 from clusternode.config.keys import field_help
-from clusternode.config.text import toml_value
+from clusternode.config.text import reference_markdown, toml_value
 from clusternode.control import requests as control_requests
 from clusternode.core import events
 from clusternode.core.membership import health
 from clusternode.core.types import ResultCode
 from clusternode.core.wire import messages
 from clusternode.core.wire.messages import CloseReason
+from clusternode.gateways import reference as gateways_reference
 from clusternode.kafka.settings import KEYS as KAFKA_KEYS
 from clusternode.kafka.settings import KafkaConnection
-from clusternode.gateways import reference as gateways_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -315,6 +314,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "counters.md": counters_page,
 }
 
+
 def options_table(options: tuple[Option, ...]) -> str:
     """List the options of one event back end."""
     lines = ["| option | value | default | meaning |", "|---|---|---|---|"]
@@ -335,6 +335,7 @@ BACKEND_OPTIONS: Mapping[str, tuple[Option, ...]] = {
     "unix": stream.UNIX_STREAM_OPTIONS,
     "virtual": virtual.OPTIONS,
 }
+
 
 def kafka_keys() -> str:
     """List the keys of `[kafka.NAME]`."""

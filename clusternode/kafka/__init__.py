@@ -7,9 +7,11 @@ Specified in docs/kafka.md. The client library is imported where it is first use
 from __future__ import annotations
 
 from clusternode.kafka.api import connection, kafka_publish, publish, send
+from clusternode.kafka.handlers import IncomingRecord
 from clusternode.kafka.records import Placed, Record, Report
 
 __all__ = [
+    "IncomingRecord",
     "Placed",
     "Record",
     "Report",

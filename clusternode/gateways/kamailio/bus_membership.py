@@ -170,6 +170,8 @@ class Membership:
                 member = self.members.get(address)
                 if member is not None and host == address.host:
                     self.members.left(member)
+                    if not member.has_open_ping:  # a forged goodbye lasts until the answer
+                        self._ping(now, member)
                 return self.list_body()
             was_known = self.members.get(address) is not None
             self._look_at(now, address, is_itself=host == address.host)
@@ -200,16 +202,17 @@ class Membership:
             on_left()
             return
         told = [member for member in self.members.all() if member.health is not Health.LEFT]
-        waiting = len(told)
+        # Nobody is waited for who does not answer anyway.
+        waiting = {member.address for member in told if member.is_active}
 
-        def ended(now: Instant, ending: Ending) -> None:
-            nonlocal waiting
+        def ended(address: PeerAddress, now: Instant, ending: Ending) -> None:
             del now, ending
-            waiting -= 1
-            if waiting == 0:
-                on_left()
+            if address in waiting:
+                waiting.remove(address)
+                if not waiting:
+                    on_left()
 
-        if not told:
+        if not waiting:
             on_left()
         self._round_at = float("inf")
         for member in told:
@@ -222,7 +225,7 @@ class Membership:
                     LIST_CONTENT_TYPE,
                     MAX_FORWARDS_PING,
                     now + self.settings.ping_timeout,
-                    ended,
+                    partial(ended, member.address),
                     is_urgent=True,
                 ),
             )

@@ -18,7 +18,7 @@ from clusternode.gateways.kamailio.settings import KamailioSettings
 from clusternode.gateways.kamailio.translate import NamedAddress, PeerAddress
 
 NAMES_MAX: Final = 64
-"""Names that are looked up; a forged list cannot make us ask for more."""
+"""Names that are known, and new ones that are looked up in a round of pings."""
 REFRESH_INTERVAL: Final[Seconds] = 60.0
 """Between two look-ups of one name."""
 
@@ -50,6 +50,8 @@ class Names:
         listed = settings.notification_address
         self._seeds = listed[:1] if settings.multi_notify else listed
         self._names: dict[NamedAddress, _Name] = {}
+        self._new_names = 0
+        """Names asked for since the last round, so that strangers cannot make us flood the DNS."""
 
     @property
     def seeds(self) -> Sequence[NamedAddress]:
@@ -78,7 +80,8 @@ class Names:
         self.tick(now)
 
     def tick(self, now: Instant) -> None:
-        """Ask again for what is old."""
+        """Ask again for what is old. Called once per round of pings."""
+        self._new_names = 0
         for name, known in self._names.items():
             if known.asked_at is None or now - known.asked_at >= REFRESH_INTERVAL:
                 self._ask(now, name, known)
@@ -88,10 +91,23 @@ class Names:
         if name.numeric is not None:
             return name.numeric
         known = self._names.get(name)
-        if known is None and len(self._names) < NAMES_MAX and not name.host[0].isdigit():
+        if known is None and not name.host[0].isdigit() and self._has_room():
             known = self._names[name] = _Name(is_seed=False)
             self._ask(now, name, known)
         return known.addresses[0] if known is not None and known.addresses else None
+
+    def _has_room(self) -> bool:
+        """Make room for a name, at the cost of one that stands for nothing; not too often."""
+        self._new_names += 1
+        if self._new_names > NAMES_MAX:
+            return False
+        if len(self._names) < NAMES_MAX:
+            return True
+        for name, known in self._names.items():
+            if not known.is_seed and not known.addresses:
+                del self._names[name]
+                return True
+        return False
 
     def _ask(self, now: Instant, name: NamedAddress, known: _Name) -> None:
         known.asked_at = now

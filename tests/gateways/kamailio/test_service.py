@@ -25,6 +25,7 @@ from clusternode.gateways.kamailio.codec import (
     parse_untrusted,
 )
 from clusternode.gateways.kamailio.effects import Answer, Effect, Send, Source
+from clusternode.gateways.kamailio.names import NAMES_MAX, Names
 from clusternode.gateways.kamailio.network import Received, SendFailed
 from clusternode.gateways.kamailio.peer import SimulatedKamailio
 from clusternode.gateways.kamailio.service import KamailioGateway
@@ -356,3 +357,33 @@ def test_a_recorded_request_has_a_key_of_its_own():
 
     assert isinstance(request, SipRequest)
     assert request.key == (request.via.value, request.call_id, "10 KDMQ")
+
+
+async def test_a_forged_goodbye_lasts_until_the_next_answer(autojump_clock):
+    async with running() as (gateway, network, _):
+        assert network.received is not None
+        line = f"{KAMAILIOS[0].uri};status=disabled\r\n".encode()
+        network.received(kdmq("notification_peer", line), Source("10.0.0.1", 5060))
+        assert gateway.bus.members()[1].status == "left"
+        await trio.sleep(0.1)
+
+        assert gateway.bus.members()[1].status == "active"
+
+
+def test_names_of_strangers_do_not_push_out_those_that_work_nor_flood_the_dns():
+    wanted: list[Effect] = []
+    settings = KamailioSettings(server_address=OURS)
+    names = Names("kamailio", settings, wanted, lambda now, address: None)
+    known = NamedAddress("udp", "kam.example.org", 5060)
+    names.address_of(0.0, known)
+    names.resolved(0.0, known, [KAMAILIOS[1]])
+    for number in range(500):
+        assert names.address_of(0.0, NamedAddress("udp", f"x{number}.example.org", 5060)) is None
+
+    assert len(wanted) <= NAMES_MAX
+    names.tick(5.0)
+    late = NamedAddress("udp", "late.example.org", 5060)
+    names.address_of(5.0, late)
+    names.resolved(5.0, late, [KAMAILIOS[2]])
+    assert names.address_of(5.0, late) == KAMAILIOS[2]
+    assert names.address_of(5.0, known) == KAMAILIOS[1]

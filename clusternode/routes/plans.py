@@ -10,6 +10,7 @@ import trio
 
 from clusternode.config import ChannelSection, RoutesSection
 from clusternode.core.types import ChannelName, ResultCode
+from clusternode.core.wire.limits import CHANNELS_MAX
 from clusternode.errors import RouteError
 from clusternode.routes.contexts import (
     AgentContext,
@@ -111,6 +112,9 @@ class Planner:
                 raise RouteError(f"{handler.name}: the channel is inline: plain functions only")
             if modes.setdefault(handler.on, mode) != mode:
                 raise RouteError(f"{handler.name}: one channel cannot be inline and queued")
+        on = {each.on for kind in (Kind.MESSAGE, Kind.REQUEST) for each in table.of_kind(kind)}
+        if len(on) > CHANNELS_MAX:
+            raise RouteError(f"{len(on)} channels are listened to, at most {CHANNELS_MAX}")
         for handler in table.of_kind(Kind.EVENT):
             events.resolve(handler.on)
         for handler in table.handlers:

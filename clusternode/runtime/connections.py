@@ -69,6 +69,8 @@ class Connection:
     id: ConnectionId
     wire: Wire
     session: Session
+    certificate: tls.Certificate | None = None
+    """The peer's, where it has shown one."""
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     """Ends both tasks."""
     wake: trio.Event = attrs.Factory(trio.Event)
@@ -130,9 +132,8 @@ class Connections:
         """Return until when the certificate of each connected node is valid."""
         found: dict[NodeId, datetime] = {}
         for connection in self._open.values():
-            certificate = tls.peer_certificate(connection.wire.stream)
-            if certificate is not None and connection.session.peer is not None:
-                found[connection.session.peer.node_id] = certificate.not_after
+            if connection.certificate is not None and connection.session.peer is not None:
+                found[connection.session.peer.node_id] = connection.certificate.not_after
         return found
 
     # --- what the node wants --------------------------------------------------------------------
@@ -198,7 +199,8 @@ class Connections:
     ) -> None:
         """Carry messages until the connection ends, which is never an error here."""
         assert session.peer is not None, "the handshake comes first"
-        connection = Connection(ConnectionId(next(self._ids)), wire, session)
+        certificate = tls.peer_certificate(wire.stream)
+        connection = Connection(ConnectionId(next(self._ids)), wire, session, certificate)
         self._serving += 1
         self._counters["connections_opened"] += 1
         try:

@@ -140,6 +140,8 @@ class Driver:
 
     def _certified(self, members: Sequence[MemberSnapshot]) -> tuple[MemberSnapshot, ...]:
         expiries = {} if self._around is None else self._around.certificates()
+        if not expiries:
+            return tuple(members)
         return tuple(
             attrs.evolve(member, certificate_expires=expiries[member.node_id].isoformat())
             if member.node_id in expiries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clusternode.control import kafka
 from clusternode.control.calls import _IMMEDIATE, _WAITING
 from clusternode.control.requests import CALLS, ERROR_MEANINGS, reference_markdown
 
@@ -9,7 +10,13 @@ STREAMS = {"agent.watch", "cluster.request"}
 
 
 def test_every_declared_call_is_performed_and_no_other():
-    assert {call.name for call in CALLS} == {*_IMMEDIATE, *_WAITING, *STREAMS}
+    assert {call.name for call in CALLS} == {
+        *_IMMEDIATE,
+        *_WAITING,
+        *STREAMS,
+        *kafka.IMMEDIATE,
+        *kafka.WAITING,
+    }
     assert {call.name for call in CALLS if call.is_stream} == STREAMS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from clusternode.simulation.network import (
 from clusternode.simulation.resolver import Answer, ScriptedResolver
 
 
-def network(**quality: float) -> Network:
+def network(**quality: Any) -> Network:
     return Network(random.Random(1), LinkQuality(**quality))
 
 

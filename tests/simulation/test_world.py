@@ -176,7 +176,9 @@ def test_the_clock_of_a_process_may_run_fast():
     world.start(ONE)
     pass_time(world, 100.0)
 
-    assert world.hosts[ONE].process.clock.now == pytest.approx(TIME_ZERO + 110.0)
+    process = world.hosts[ONE].process
+    assert process is not None
+    assert process.clock.now == pytest.approx(TIME_ZERO + 110.0)
 
 
 def test_a_twin_says_the_id_of_the_other_and_withdraws():

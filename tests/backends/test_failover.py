@@ -5,7 +5,9 @@ Ten thousand numbered events, each accounted for: at the server, in the file, or
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -104,6 +106,20 @@ async def dies_in_the_middle_of_a_batch(server: Server) -> None:
     await server.start()
 
 
+async def is_unreachable(server: Server) -> None:
+    """Drop what wants to connect, as a firewall does: the queue of a listener is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", server.port))
+        listener.listen(0)
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", server.port))
+        await trio.sleep_forever()
+
+
 async def never_listens(server: Server) -> None:
     await trio.lowlevel.checkpoint()
 
@@ -115,6 +131,7 @@ async def never_listens(server: Server) -> None:
         is_killed_and_comes_back,
         hangs_for_a_while,
         dies_in_the_middle_of_a_batch,
+        is_unreachable,
         never_listens,
     ],
     ids=lambda story: story.__name__,

@@ -118,7 +118,7 @@ def number(minimum: float, maximum: float = SECONDS_MAX, *, unit: str = "seconds
             raise WrongValue
         return float(value)
 
-    expected = f"a number of {unit} of at least {minimum:g} and at most {maximum:g}"
+    expected = f"a number of {unit} of at least {minimum:g} and at most {maximum:.12g}"
     return Kind(unit, expected, convert)
 
 

@@ -43,6 +43,7 @@ class ResultCode(enum.IntEnum):
     BAD_REQUEST = 400
     """The frame closed the connection twice and was skipped, or its type is unknown there."""
     FORBIDDEN = 403
+    """The receiver's configuration does not let us send there, or a handler refused."""
     NOT_FOUND = 404
     """Nobody listens on that channel there; for a reply: no request with that tag is open."""
     TIMEOUT = 408

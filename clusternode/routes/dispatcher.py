@@ -392,11 +392,12 @@ class Dispatcher:
             title = f"{title} {context.title}"
         reason = f"{type(error).__name__}: {error}"
         trace = None if isinstance(error, ClusternodeError) else error
+        unreported = handler.stats.unreported
         logger.error(
-            "route %s: %s (%d more not shown)",
+            "route %s: %s%s",
             title,
             reason,
-            handler.stats.unreported,
+            f" ({unreported} more not shown)" if unreported else "",
             exc_info=trace,
         )
         handler.stats.reported_at, handler.stats.unreported = now, 0

@@ -43,6 +43,8 @@ async def test_nodes_show_shows_the_agent_or_one_member(command):
 
     assert "pings_opened" in agent.out
     assert "request:locate" in agent.out
+    assert agent.out.splitlines()[-1].split() == ["request:locate", "3", "0.000"]
+    assert "members      3" in agent.out.splitlines()
     assert json.loads(one.out)["node_id"] == "n2"
     assert missing.status == 1
     assert "members: n1, n2, n3" in missing.err

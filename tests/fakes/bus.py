@@ -256,7 +256,7 @@ class FakeControlled:
         self.stopped.set()
 
     def route_stats(self) -> Sequence[Mapping[str, Any]]:
-        return [{"route": "request:locate", "handled": 3}]
+        return [{"route": "request:locate", "handled": 3, "seconds": 0.00026049700}]
 
 
 def unreached(address: str) -> AddressSnapshot:

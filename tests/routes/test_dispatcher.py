@@ -70,7 +70,7 @@ async def test_one_handler_that_raises_makes_500_and_the_others_still_run(bus, r
 
     assert scope_of(table)["seen"] == ["a", "b"]
     lines = [each.message for each in caplog.records if each.levelno == logging.ERROR]
-    assert lines == ["route message:fraud first: KeyError: 'no' (0 more not shown)"]
+    assert lines == ["route message:fraud first: KeyError: 'no'"]
 
 
 @pytest.mark.parametrize("call", ["sys.exit(3)", "raise ExceptionGroup('x', [ValueError()])"])

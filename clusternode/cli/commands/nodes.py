@@ -144,8 +144,8 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(shown)
         return OK
-    _print_fields({key: shown[key] for key in ("node_id", "cluster", "incarnation", "digest")})
-    print(f"members       {len(shown['members'])}")
+    fields = {key: shown[key] for key in ("node_id", "cluster", "incarnation", "digest")}
+    _print_fields({**fields, "members": len(shown["members"])})
     if shown["addresses"]:
         print()
         headings = ("ADDRESS", "STATE", "NODE", "FAILURES", "ERROR")
@@ -156,9 +156,14 @@ def _show(arguments: argparse.Namespace) -> int:
     if shown["routes"]:
         print()
         keys = tuple(shown["routes"][0])
-        rows = [[route.get(key, "-") for key in keys] for route in shown["routes"]]
+        rows = [[_cell(route.get(key, "-")) for key in keys] for route in shown["routes"]]
         print_table([key.upper() for key in keys], rows)
     return OK
+
+
+def _cell(value: object) -> str:
+    """Write fractions with three digits: nobody reads more of them in a table."""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _find(shown: Mapping[str, Any], node: str) -> Mapping[str, Any]:

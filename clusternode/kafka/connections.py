@@ -144,6 +144,8 @@ class KafkaConnections:
         self._replaced: list[Connection] = []
         self._changed = trio.Event()
         self._ensured: dict[str, None] = {}
+        self.notifier_defaults: object = None
+        """A `NotifierDefaults`, which this module need not know."""
         for each in (settings or {}).values():
             self._connections[each.name] = Connection(each)
 

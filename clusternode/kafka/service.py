@@ -18,7 +18,16 @@ from clusternode.kafka.bridges import Bridge, BridgeSettings, read_bridges
 from clusternode.kafka.connections import Connection, KafkaConnections
 from clusternode.kafka.consumer import Consumer, ConsumerSettings, Handle
 from clusternode.kafka.handlers import Host, RouteHandle, consumer_settings
+from clusternode.kafka.notifications.configured import (
+    NOTIFIER_KEYS,
+    ListenerSettings,
+    Relay,
+    add_listener,
+    read_listeners,
+    read_notifier,
+)
 from clusternode.kafka.notifications.listener import listener_of
+from clusternode.kafka.notifications.notifier import NotifierDefaults
 from clusternode.kafka.notifications.transport_url import (
     OPTIONS,
     SETTING,
@@ -47,6 +56,8 @@ class KafkaSettings:
 
     connections: Mapping[str, KafkaConnection] = attrs.field(factory=dict)
     bridges: tuple[BridgeSettings, ...] = ()
+    notifier: NotifierDefaults = attrs.field(factory=NotifierDefaults)
+    listeners: tuple[ListenerSettings, ...] = ()
 
     @classmethod
     def read(cls, plugins: RawTable) -> KafkaSettings:
@@ -56,12 +67,17 @@ class KafkaSettings:
             ConfigError: Names the key, and what was expected.
         """
         connections = read_connections(plugins.table("kafka")) if plugins.has("kafka") else {}
+        notifier = NotifierDefaults()
         if plugins.has("notifications"):
+            notifier = read_notifier(plugins.table("notifications"))
             connection = read_notifications(plugins.table("notifications"))
             connections.setdefault(connection.name, connection)
         tables = plugins.tables("kafka_bridge")
         is_disabled = plugins.has("kafka") and not connections
-        return cls(connections, () if is_disabled else read_bridges(tables, connections))
+        if is_disabled:
+            return cls()
+        listeners = read_listeners(plugins.tables("notification_listener"), connections)
+        return cls(connections, read_bridges(tables, connections), notifier, listeners)
 
     @property
     def is_empty(self) -> bool:
@@ -92,6 +108,7 @@ class KafkaService:
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = self._prepared = settings
         self.connections = KafkaConnections(settings.connections)
+        self.connections.notifier_defaults = settings.notifier
         self._host: RouteHost | None = None
         self._buses: Mapping[str, Bus] = {}
         self._bridges: list[Bridge] = []
@@ -129,6 +146,8 @@ class KafkaService:
         ]
         for bridge in self._next_bridges:
             bridge.add_to(table)
+        for own in self._prepared.listeners:
+            add_listener(table, own, Relay(own, lambda: self._buses, self._events))
         for handler in table.of_kind(Kind.KAFKA):
             settings = self._prepared.connections.get(handler.on)
             if settings is None:
@@ -176,6 +195,7 @@ class KafkaService:
 
     def reload(self) -> None:
         """Take what was prepared and checked; consumers of what has changed begin anew."""
+        self.connections.notifier_defaults = self._prepared.notifier
         self.settings = self._prepared
         self.connections.reload(self.settings.connections)
         self.update()
@@ -205,6 +225,9 @@ class KafkaService:
                 running = self._running[name] = _Running(consumer)
                 self._starts.append(running)
         self._changed.set()
+
+    def _events(self) -> EventHub | None:
+        return None if self._host is None else self._host.events
 
     def _raise_event(self, name: str, parameters: dict[str, Any]) -> None:
         if self._host is not None:
@@ -271,11 +294,11 @@ def read_notifications(table: RawTable) -> KafkaConnection:
     Raises:
         ConfigError: Names the key, and what was expected.
     """
-    table.refuse_unknown([SETTING, *OPTIONS])
+    table.refuse_unknown([SETTING, *OPTIONS, *NOTIFIER_KEYS, "routing"])
     if not table.has(SETTING):
         raise table.fail(SETTING, None, "kafka://[USER:PASS@]HOST[:PORT][,…]/[VHOST][?OPTIONS]")
     url = parse_url(str(table.value(SETTING, ANY_TEXT)))
-    options = {name: table.values[name] for name in table.names() if name != SETTING}
+    options = {name: table.values[name] for name in table.names() if name in OPTIONS}
     if has_mixed_credentials(url):
         logger.warning("%s: hosts differ in their credentials; the first are used", url.shown)
     return connection_of(url, options)

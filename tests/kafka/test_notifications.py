@@ -10,6 +10,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusternode.agent import Agent
 from clusternode.config.raw import RawTable
 from clusternode.errors import ConfigError, KafkaError, RemoteProtocolError, RouteError
 from clusternode.kafka.connections import KafkaConnections
@@ -25,6 +26,9 @@ from clusternode.kafka.notifications.listener import NotificationListener
 from clusternode.kafka.notifications.notifier import RoutingRule, safe_context
 from clusternode.kafka.records import Record
 from clusternode.kafka.service import KafkaSettings, read_notifications
+from clusternode.testing.fakes import FakeResolver
+from clusternode.testing.memory_transport import MemoryNetwork
+from tests.agents import SEED, agent_settings, eventually, start
 from tests.kafka.mock_cluster import PRODUCE, read_all
 
 NOT_LEADER = 6
@@ -293,3 +297,67 @@ async def test_batches_are_lists_by_priority():
 
     assert done.count == 3
     assert endpoint.calls == [("error", [2]), ("info", [1, 3])]
+
+
+@pytest.mark.slow
+async def test_listeners_and_the_notifier_can_be_configured(kafka, tmp_path):
+    routes = """
+from clusternode import routes
+from clusternode.kafka import notifications
+
+notifier = notifications.notifier("host")
+
+@routes.event("E_NOTIFIED")
+async def heard(event):
+    await notifier.error(None, "heard." + event.event_type, event.payload)
+
+@routes.request("tell")
+async def tell(request):
+    await notifier.info(None, "call.ended", {"n": 1})
+"""
+    tables = {
+        "notifications": {
+            "transport_url": f"kafka://{kafka.brokers}/v",
+            "topics": ["calls"],
+            "driver": ["messagingv2"],
+        },
+        "notification_listener": [
+            {"topics": ["calls"], "priorities": ["info"], "to": "event:E_NOTIFIED", "pool": "p"},
+        ],
+    }
+    kafka.create_topic("calls.info.v")
+    kafka.create_topic("calls.error.v")
+    file = tmp_path / "routes.py"
+    file.write_text(routes)
+    async with trio.open_nursery() as nursery:
+        settings = agent_settings("n1", SEED, routes=file)
+        agent = Agent(
+            attrs.evolve(settings, plugins=RawTable((), tables)),
+            transport=MemoryNetwork().transport("10.0.0.1"),
+            resolver=FakeResolver(),
+            has_control=False,
+        )
+        running = await start(nursery, agent)
+        (consumer,) = agent.kafka.consumers()
+        await eventually(lambda: len(consumer.partitions) == 1)
+        await running.bus.request("tell", "n1", b"").gather()
+
+        (message,) = await trio.to_thread.run_sync(read_all, kafka.brokers, "calls.error.v", 1)
+        await running.leave()
+
+    got = decode_untrusted(message.value())
+    assert (got.event_type, got.payload, got.publisher_id) == ("heard.call.ended", {"n": 1}, "host")
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"notifications": {"topics": ["a"]}}, "transport_url"),
+        ({"notifications": {"transport_url": "kafka://h", "driver": ["mail"]}}, "one of messaging"),
+        ({"notification_listener": [{"to": "kafka:a/b"}]}, "channel:NAME"),
+        ({"notification_listener": [{"to": "event:E_A"}]}, r"\[notifications\]"),
+    ],
+)
+def test_wrong_notification_sections_are_refused(section, expected):
+    with pytest.raises(ConfigError, match=expected):
+        KafkaSettings.read(RawTable((), section))

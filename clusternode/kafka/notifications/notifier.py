@@ -25,6 +25,8 @@ DRIVERS = ("messagingv2", "messaging", "log", "test", "noop", "routing")
 RETRY_PAUSE: Seconds = 0.5
 RETRY_PAUSE_MAX: Seconds = 30.0
 FOREVER = (None, -1)
+KEEP = -2
+"""A retry that was not given; so 0 can be, which oslo's `prepare` does not understand."""
 SECRETS = ("password", "secret", "token", "auth")
 KEPT_MAX = 10_000
 """Notifications that the driver `test` keeps."""
@@ -47,6 +49,16 @@ class RoutingRule:
         return events and (not wanted or priority.lower() in wanted)
 
 
+@attrs.frozen
+class NotifierDefaults:
+    """What `[notifications]` says for notifiers that say nothing themselves."""
+
+    topics: tuple[str, ...] = ("notifications",)
+    drivers: tuple[str, ...] = ("messagingv2",)
+    retry: int = -1
+    routing: tuple[RoutingRule, ...] = ()
+
+
 @attrs.define(eq=False)
 class Notifier:
     """Sends notifications by the drivers that it was given.
@@ -56,10 +68,11 @@ class Notifier:
     """
 
     publisher_id: str
-    topics: tuple[str, ...] = ("notifications",)
-    drivers: tuple[str, ...] = ("messagingv2",)
-    retry: int | None = -1
-    """None or -1: for ever; 0: none; N: at most N."""
+    topics: tuple[str, ...] = ()
+    """Empty, as `drivers`: what `[notifications]` says."""
+    drivers: tuple[str, ...] = ()
+    retry: int | None = KEEP
+    """None or -1: for ever; 0: none; N: at most N; -2: what `[notifications]` says."""
     connection: Connection | None = None
     """None: the connection of `[notifications]`."""
     routing: tuple[RoutingRule, ...] = ()
@@ -73,7 +86,7 @@ class Notifier:
             if driver not in DRIVERS:
                 raise ConfigError("notifications.driver", driver, f"one of {', '.join(DRIVERS)}")
 
-    def prepare(self, publisher_id: str | None = None, retry: int | None = -2) -> Notifier:
+    def prepare(self, publisher_id: str | None = None, retry: int | None = KEEP) -> Notifier:
         """Return a copy; what is not given stays. 0 means no retry, unlike oslo's."""
         return attrs.evolve(
             self,
@@ -81,8 +94,15 @@ class Notifier:
             retry=self.retry if retry == KEEP else retry,
         )
 
+    @property
+    def defaults(self) -> NotifierDefaults:
+        """What the configuration of the running agent says."""
+        connections = api.connections_of_agent.get()
+        found = None if connections is None else connections.notifier_defaults
+        return found if isinstance(found, NotifierDefaults) else NotifierDefaults()
+
     def is_enabled(self) -> bool:
-        return any(driver != "noop" for driver in self.drivers)
+        return any(driver != "noop" for driver in self.drivers or self.defaults.drivers)
 
     async def audit(self, ctxt: object, event_type: str, payload: object) -> list[Placed]:
         return await self.notify(ctxt, event_type, payload, "audit")
@@ -130,11 +150,13 @@ class Notifier:
         return placed
 
     def _drivers_for(self, event_type: str, priority: str) -> Iterable[str]:
-        for driver in self.drivers:
+        defaults = self.defaults
+        for driver in self.drivers or defaults.drivers:
             if driver != "routing":
                 yield driver
                 continue
-            accepted = [rule.driver for rule in self.routing if rule.accepts(event_type, priority)]
+            rules = self.routing or defaults.routing
+            accepted = [rule.driver for rule in rules if rule.accepts(event_type, priority)]
             yield from dict.fromkeys(accepted)
 
     async def _publish(self, message: Mapping[str, Any], priority: str) -> list[Placed]:
@@ -143,35 +165,35 @@ class Notifier:
         vhost = connection.settings.vhost
         return [
             await self._with_retry(connection, topic, value)
-            for topic in topics_of(self.topics, [priority], vhost)
+            for topic in topics_of(self.topics or self.defaults.topics, [priority], vhost)
         ]
 
     async def _with_retry(self, connection: Connection, topic: str, value: bytes) -> Placed:
         pause, attempt = RETRY_PAUSE, 0
+        retry = self.defaults.retry if self.retry == KEEP else self.retry
         while True:
             try:
                 return await connection.publish(topic, value)
             except KafkaError as error:
                 attempt += 1
-                is_last = self.retry not in FOREVER and attempt > (self.retry or 0)
+                is_last = retry not in FOREVER and attempt > (retry or 0)
                 if not error.retriable or is_last:
                     raise
             await trio.sleep(pause)
             pause = min(pause * 2, RETRY_PAUSE_MAX)
 
 
-KEEP = -2
-"""`prepare(retry=…)`: the retry of the original. oslo cannot say 0 there; this can."""
-
-
 def notifier(
     publisher_id: str,
     *,
-    topics: Sequence[str] = ("notifications",),
-    drivers: Sequence[str] = ("messagingv2",),
-    retry: int | None = -1,
+    topics: Sequence[str] = (),
+    drivers: Sequence[str] = (),
+    retry: int | None = KEEP,
 ) -> Notifier:
-    """Return a notifier over the connection of `[notifications]`, for scripts."""
+    """Return a notifier over the connection of `[notifications]`, for scripts.
+
+    What is not given is what `[notifications]` says: topics, driver, retry.
+    """
     return Notifier(publisher_id, tuple(topics), tuple(drivers), retry)
 
 

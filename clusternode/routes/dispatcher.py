@@ -50,7 +50,15 @@ from clusternode.routes.events import (
 from clusternode.routes.monitor import Monitor, Watchdog, clock
 from clusternode.routes.plans import BackgroundCall, Plan, Planner
 from clusternode.routes.runner import Batch, Group, Make, Runner, take_apart
-from clusternode.routes.table import Handler, Kind, Refuse, RouteSnapshot, RouteTable, make_handler
+from clusternode.routes.table import (
+    Handler,
+    Kind,
+    Refuse,
+    RouteSnapshot,
+    RouteTable,
+    is_reserved,
+    make_handler,
+)
 from clusternode.routes.views import is_wildcard
 
 logger = logging.getLogger(__name__)
@@ -313,15 +321,16 @@ class Dispatcher:
             self.observed(arrivals.bus, limit)
 
     def _raise_arrival(self, arrivals: Arrivals, message: wire.Answerable) -> None:
-        """Raise the event of a request or reply."""
+        """Raise the event of a request or reply, but for what agents ask each other themselves."""
         name, origin = arrivals.bus.name, arrivals.origin
-        if isinstance(message, wire.Request):
+        if isinstance(message, wire.Request) and not is_reserved(message.channel):
             asked = RequestReceived(name, origin, message.body, message.tag, message.channel)
             self.observed(arrivals.bus, asked)
         elif isinstance(message, wire.Reply):
             channel = arrivals.channels.get(message.tag, "")
-            reply = ReplyReceived(name, origin, message.body, message.tag, channel)
-            self.observed(arrivals.bus, reply)
+            if not is_reserved(channel):
+                reply = ReplyReceived(name, origin, message.body, message.tag, channel)
+                self.observed(arrivals.bus, reply)
 
     def _keep_open(
         self, group: Group, context: AgentContext, ticket: int, code: ResultCode

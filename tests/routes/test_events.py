@@ -195,6 +195,16 @@ async def test_requests_and_replies_are_events_for_those_who_listen(bus, run, sc
     assert replied.name == ReplyReceived.NAME and replied.parameters["src_id"] == "n3"
 
 
+async def test_requests_of_the_agents_among_themselves_are_no_events(bus, run, script):
+    async with run(script("")) as dispatcher:
+        with dispatcher.events.subscribe("E_CLUSTERER_*") as stream:
+            bus.request("clusternode:view", "")
+            bus.request("locate", "alice")
+            asked = await stream.get()
+
+    assert asked.parameters["channel"] == "locate"
+
+
 async def test_membership_events_are_messages_on_the_notification_channel(bus, run, script):
     table = script("""
         @routes.message("notification_peer")

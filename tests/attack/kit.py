@@ -526,11 +526,11 @@ INSIDERS: Mapping[str, Attack] = {
         another_id,
         false_records,
         no_digest_agrees,
-        longest_list,
         tag_flood,
         unasked_replies,
         asks_and_never_reads,
         wrong_acks,
         bomb_inside,
+        longest_list,  # last: the ghosts stay for a while
     )
 }

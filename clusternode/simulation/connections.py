@@ -69,7 +69,6 @@ class End:
         "other",
         "process",
         "stalled",
-        "stalled_since",
         "wants_to_write",
     )
     other: End
@@ -83,7 +82,6 @@ class End:
         self.generation = 0  # what was sent in an older one is lost
         self.stalled: deque[Item] = deque()
         self.on_the_way: deque[Item] = deque()  # sent, and neither arrived nor stalled
-        self.stalled_since: Instant = 0.0
         self.last_arrival: Instant = 0.0
         self.busy_until: Instant = 0.0
         self.is_writing = False
@@ -97,7 +95,7 @@ class Connections:
     def __init__(self, world: WorldView, wire: Wire) -> None:
         self._world = world
         self._wire = wire
-        self._stalled: dict[End, None] = {}  # ends with something that waits for TCP's next try
+        self._stalled: dict[End, Instant] = {}  # ends that wait for TCP's next try → since when
 
     # Dialling and the handshake.
 
@@ -250,8 +248,7 @@ class Connections:
 
     def _stall(self, end: End, item: Item) -> None:
         if not end.stalled:
-            end.stalled_since = self._world.now
-            self._stalled[end] = None
+            self._stalled[end] = self._world.now
         end.stalled.append(item)
 
     def _arrive(self, end: End, item: Item, generation: int) -> None:
@@ -362,10 +359,8 @@ class Connections:
         self._stalled.pop(end, None)
 
     def _note_link(self, end: End, *, is_up: bool) -> None:
-        fact = LinkFact(
-            self._world.now, end.process.node_id, end.other.process.node_id, is_up=is_up
-        )
-        self._world.history.links.append(fact)
+        fact = LinkFact(self._world.now, end.other.process.node_id, is_up=is_up)
+        end.process.fact.links.append(fact)
 
     def _forget(self, end: End) -> None:
         if end.is_open and end.is_established:
@@ -377,10 +372,10 @@ class Connections:
 
     def release_passable(self) -> None:
         """Let TCP try again, at its next retransmission, what can pass now."""
-        for end in self._stalled:
+        for end, since in self._stalled.items():
             if self._can_pass(end):
                 source, target = end.process.host.ip, end.other.process.host.ip
-                at = next_retransmission(end.stalled_since, self._world.now)
+                at = next_retransmission(since, self._world.now)
                 at += self._world.network.delay(source, target)
                 self._world.at(at, self._release, end, end.generation)
 

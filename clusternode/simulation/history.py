@@ -19,6 +19,15 @@ Key = str
 """`m/n1/2/17`: kind (message, request, reply), node, its life, number."""
 
 
+@attrs.frozen
+class LinkFact:
+    """A connection of a process whose handshake was done, or which has ended."""
+
+    at: Instant
+    peer: NodeId
+    is_up: bool
+
+
 @attrs.define
 class LifeFact:
     """One process of a node, from its start to its end."""
@@ -30,6 +39,9 @@ class LifeFact:
     how: str = ""
     """killed, powered off, left or withdrew; empty while it runs."""
     leaving_since: Instant | None = None
+    claims: NodeId | None = None
+    """The node id of another one, where it claims that."""
+    links: list[LinkFact] = attrs.Factory(list)
 
     def covers(self, at: Instant) -> bool:
         return self.started <= at and (self.ended is None or at < self.ended)
@@ -99,16 +111,6 @@ class StatusFact:
     reason: str
 
 
-@attrs.frozen
-class LinkFact:
-    """One end of a connection whose handshake was done, or which has ended."""
-
-    at: Instant
-    node_id: NodeId
-    peer: NodeId
-    is_up: bool
-
-
 @attrs.define
 class Disturbance:
     """Something that excuses a node of `left` for not seeing one of `right`, and the reverse.
@@ -170,7 +172,6 @@ class History:
     requests: dict[Key, RequestFact] = attrs.Factory(dict)
     replies_made: dict[Key, ReplyMade] = attrs.Factory(dict)
     statuses: list[StatusFact] = attrs.Factory(list)
-    links: list[LinkFact] = attrs.Factory(list)
     disturbances: list[Disturbance] = attrs.Factory(list)
     removals: list[tuple[Instant, NodeId, NodeId]] = attrs.Factory(list)
     """What operators took off a list: (when, at which node, which member)."""
@@ -178,8 +179,6 @@ class History:
     faults_of_core: list[tuple[Instant, NodeId, str]] = attrs.Factory(list)
     """What a node did that no node may do, seen on the spot: (when, node, what)."""
     settings: Limits = attrs.Factory(Limits)
-    twins: dict[NodeId, NodeId] = attrs.Factory(dict)
-    """Hosts that claim the node id of another one: host → that node id."""
 
     def life_of(self, node_id: NodeId, life: int) -> LifeFact:
         return self.lives[node_id][life - 1]

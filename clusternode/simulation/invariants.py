@@ -409,7 +409,10 @@ def no_node_fails(view: View) -> Iterator[Finding]:
 
 
 def _has_twin(history: History, node_id: NodeId) -> bool:
-    return node_id in history.twins or node_id in history.twins.values()
+    for life in itertools.chain.from_iterable(history.lives.values()):
+        if life.claims is not None and node_id in (life.node_id, life.claims):
+            return True
+    return False
 
 
 # In the end.

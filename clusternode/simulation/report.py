@@ -5,6 +5,7 @@ One file of HTML without scripts or anything from elsewhere. Described in docs/s
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -191,18 +192,17 @@ def _message_bins(
 def _link_bins(history: History, frame: Frame) -> dict[NodeId, list[int]]:
     """Return the most connections that each node had open in each column."""
     links: dict[NodeId, list[int]] = defaultdict(lambda: [0] * BINS)
-    now_open: dict[NodeId, int] = defaultdict(int)
-    last: dict[NodeId, int] = defaultdict(int)
-    for fact in history.links:
-        row, column = links[fact.node_id], _bin(fact.at, frame)
-        for between in range(last[fact.node_id], column + 1):
-            row[between] = max(row[between], now_open[fact.node_id])
-        now_open[fact.node_id] += 1 if fact.is_up else -1
-        row[column] = max(row[column], now_open[fact.node_id])
-        last[fact.node_id] = column
-    for node_id, row in links.items():
-        for between in range(last[node_id] + 1, BINS):
-            row[between] = now_open[node_id]
+    for life in itertools.chain.from_iterable(history.lives.values()):
+        row, now_open, last = links[life.node_id], 0, 0
+        for fact in life.links:
+            column = _bin(fact.at, frame)
+            for between in range(last, column + 1):
+                row[between] = max(row[between], now_open)
+            now_open += 1 if fact.is_up else -1
+            row[column] = max(row[column], now_open)
+            last = column
+        if now_open:  # those of a process that has ended are closed with it
+            row[last + 1 :] = [now_open] * (BINS - last - 1)
     return links
 
 

@@ -93,7 +93,7 @@ class World(EventQueue):
         self.connections = Connections(self, wire)
         self.traffic = Traffic(self)
         self.trace = Trace(keep=keep_trace, recorder=recorder)
-        self.history = History(settings=limits_of(plan), twins=dict(plan.id_of))
+        self.history = History(settings=limits_of(plan))
         self.counts = Counts()
         self.hosts = {
             node_id: Host(node_id, address_of(index)) for index, node_id in enumerate(plan.node_ids)
@@ -131,7 +131,8 @@ class World(EventQueue):
             return
         host.is_up = True
         host.lives += 1
-        fact = LifeFact(node_id, host.lives, self.now)
+        claims = self.plan.id_of.get(node_id)
+        fact = LifeFact(node_id, host.lives, self.now, claims=claims)
         self.history.lives.setdefault(node_id, []).append(fact)
         settings = self._settings(host)
         if not host.disk_error:

@@ -188,6 +188,8 @@ class KafkaService:
         """
         self._stopping.set()
         self._changed.set()
+        while self._starts:  # asked for, and not begun
+            self._starts.pop().ended.set()
         for running in self._running.values():
             running.scope.cancel()
         for running in tuple(self._running.values()):

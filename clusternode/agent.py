@@ -163,7 +163,7 @@ class Agent:
         found = {name: read_secrets(section) for name, section in settings.clusters.items()}
         self.events.subscriptions.check(requests_of(settings), path="subscribe")
         self.kafka.prepare(KafkaSettings.read(settings.plugins))
-        self.dispatcher.reload()
+        self._reload_routes(settings)
         self.kafka.reload()
         self.events.declare(settings.routes.events)
         self.events.subscriptions.replace("configuration", requests_of(settings), path="subscribe")
@@ -178,7 +178,22 @@ class Agent:
                 self._clusters[name].connections.keyring.secrets = found[name]
                 for guard in self._clusters[name].guards:
                     guard.install(settings.channels)
-        return f"{len(self.dispatcher.routes())} routes"
+        count = len(self.dispatcher.routes())
+        return f"{count} route" if count == 1 else f"{count} routes"
+
+    def _reload_routes(self, settings: AgentSettings) -> None:
+        """Load the script and the executables that the configuration names now."""
+        before = self.settings
+        self.settings = attrs.evolve(
+            before,
+            routes=attrs.evolve(before.routes, file=settings.routes.file),
+            exec_routes=settings.exec_routes,
+        )
+        try:
+            self.dispatcher.reload()
+        except ClusternodeError:
+            self.settings = before
+            raise
 
     # --- the life of an agent -------------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 import os
 
+import attrs
 import pytest
 import trio
 
 from clusternode.agent import Agent
+from clusternode.config import ExecRoute
 from clusternode.core.effects import Outcome
 from clusternode.core.settings import HealthSettings
 from clusternode.core.types import ResultCode
@@ -17,7 +19,8 @@ from clusternode.errors import (
     RouteError,
     StateError,
 )
-from clusternode.testing.fakes import NotingReceiver
+from clusternode.testing.fakes import FakeResolver, NotingReceiver
+from clusternode.testing.memory_transport import MemoryNetwork
 from tests.agents import SEED, agent_settings, cluster_of, eventually, host_of, start
 
 ROUTES = """
@@ -271,6 +274,30 @@ async def test_a_reload_swaps_the_routes_or_leaves_them(autojump_clock, tmp_path
         assert said == "2 routes"
         assert agent.buses["voip"].rank("find") == (0, 1)
         assert agent.buses["voip"].rank("locate") is None
+
+
+async def test_a_reload_swaps_the_executables_or_leaves_them(autojump_clock, nursery):
+    settings = [agent_settings("n1", "tcp://10.0.0.1:5062")]
+    agent = Agent(
+        settings[0],
+        transport=MemoryNetwork().transport("10.0.0.1"),
+        resolver=FakeResolver(),
+        reload_settings=lambda: settings[0],
+        has_control=False,
+    )
+    running = await start(nursery, agent)
+
+    settings[0] = attrs.evolve(
+        settings[0], exec_routes=(ExecRoute(on="request:locate", exec=("true",)),)
+    )
+    assert await agent.reload() == "1 route"
+    settings[0] = attrs.evolve(settings[0], exec_routes=(ExecRoute(on="locate", exec=("true",)),))
+    with pytest.raises(RouteError):
+        await agent.reload()
+    settings[0] = attrs.evolve(settings[0], exec_routes=())
+    assert [route["name"] for route in agent.route_stats()] == ["request:locate true"]
+    assert await agent.reload() == "0 routes"
+    await running.leave()
 
 
 async def test_members_are_remembered_when_every_notification_address_is_gone(

@@ -305,8 +305,8 @@ def _may_follow(before: str | None, previous: str) -> bool:
     """Tell whether an observer that said `before` may go on from `previous`."""
     if previous == "new":
         return before in (None, "removed", "left")
-    if before in ("removed", "left") and previous == "not_active":
-        return True  # a larger incarnation was heard of, which raises no event by itself
+    if before in ("removed", "left") and previous in ("not_active", "disabled"):
+        return True  # a larger incarnation was heard of: no event is raised until it answers
     return before in (None, previous)
 
 

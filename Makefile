@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
+# Two workers share the tests; PYTEST_OPTIONS= runs them one after the other.
+PYTEST_OPTIONS ?= -n 2 --dist worksteal
 
 # Real tests need their own network interfaces. Root has them; everybody else borrows a user
 # namespace with a private /run, where `ip netns` keeps its names. Where the kernel gives none, the
@@ -37,7 +39,7 @@ demo: setup ## three agents on this machine: join, ask, kill, return, leave
 	$(BIN)/clusternode demo
 
 test: setup ## all tests that need no outside program
-	$(BIN)/python -m pytest -q -m "not real" $(TESTS)
+	$(BIN)/python -m pytest -q -m "not real" $(PYTEST_OPTIONS) $(TESTS)
 
 test-real: setup ## tests against real programs and networks
 	$(AS_ROOT) $(BIN)/python -m pytest -q -m real $(TESTS)

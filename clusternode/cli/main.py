@@ -34,6 +34,7 @@ COMMANDS = (
     "config",
     "tls",
     "simulate",
+    "replay",
     "bench",
     "completion",
 )

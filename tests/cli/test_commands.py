@@ -168,6 +168,10 @@ async def test_reload_says_what_was_loaded_or_why_not(command, controlled):
     ran = await command("reload")
     assert (ran.status, ran.err) == (1, "clusternode: routes.py, line 3\n")
 
+    for_programs = await command("reload", "--json")
+    assert for_programs.status == 1
+    assert json.loads(for_programs.out) == {"ok": False, "detail": "routes.py, line 3"}
+
 
 async def test_stop_waits_until_the_agent_has_gone(controlled, tmp_path, capsys):
     from clusternode.control.server import ControlServer

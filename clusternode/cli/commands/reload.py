@@ -13,6 +13,7 @@ from clusternode.cli.parsing import (
     add_json_option,
     connect,
 )
+from clusternode.errors import ControlError
 
 
 def add_parser(parsers: Parsers) -> None:
@@ -25,14 +26,19 @@ def add_parser(parsers: Parsers) -> None:
         examples="clusternode reload -c node.toml",
     )
     add_agent_options(parser, cluster=False)
-    add_json_option(parser, "print an object")
+    add_json_option(parser, "print an object: ok, detail")
 
 
 def run(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
-        result = client.call("agent.reload")
+        try:
+            result = client.call("agent.reload")
+        except ControlError as error:
+            if arguments.json:
+                print_json({"ok": False, "detail": str(error)})
+            raise
     if arguments.json:
-        print_json(result)
+        print_json({"ok": True, **result})
     else:
         print(body_text(result["detail"]))
     return OK

@@ -441,7 +441,9 @@ class Discovery:
             if not entry.candidates and not entry.is_resolving:
                 state = "unresolved"
             retry = self._context.timers.deadline_of(("refresh", name))
-            wait = None if retry is None else max(0.0, retry - now)
+            wait = None
+            if retry is not None and not entry.is_resolving:
+                wait = max(0.0, retry - now)
             rows.append(AddressSnapshot(name, state, None, entry.error, entry.failures, wait))
         for target in self._targets.values():
             if target.names:

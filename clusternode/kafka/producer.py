@@ -27,6 +27,7 @@ from clusternode.kafka.records import (
     ReportCallback,
     header_list,
 )
+from clusternode.routes.runner import USER_ERRORS
 
 if TYPE_CHECKING:
     import confluent_kafka
@@ -414,7 +415,7 @@ class Producer:
         )
         try:
             ticket.report(report)
-        except Exception:  # user code
+        except USER_ERRORS:
             logger.exception("kafka %s: a report callback raised", self.name)
 
     def _wake(self) -> None:

@@ -192,11 +192,12 @@ async def test_ten_thousand_records_over_a_restart_are_all_delivered_once_asked_
     assert values == set(range(10_000))
 
 
-async def test_a_report_callback_that_raises_hurts_nobody(connect, caplog):
+@pytest.mark.parametrize("error", [RuntimeError("mine"), SystemExit(3)])
+async def test_a_report_callback_that_raises_hurts_nobody(connect, caplog, error):
     connection = connect()
 
     def broken(report):
-        raise RuntimeError("mine")
+        raise error
 
     connection.send("calls", b"x", report=broken)
     await connection.producer().wait_for_reports()

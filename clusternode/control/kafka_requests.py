@@ -57,6 +57,49 @@ KAFKA_CALLS: tuple[Call, ...] = (
         result="An object: topic, partition, offset, latency_ms.",
     ),
     Call(
+        name="kafka.notify",
+        help="Send a notification, as oslo.messaging's, and wait until the broker has it.",
+        parameters=(
+            Parameter(name="event_type", type="string", help="Its type.", required=True),
+            Parameter(name="payload", type="text", help="The payload, JSON or any other text."),
+            Parameter(
+                name="priority",
+                type="string",
+                help="audit, debug, info, warn, error, critical or sample.",
+                default="info",
+            ),
+            Parameter(
+                name="publisher_id",
+                type="string",
+                help="Who sends it, for its readers.",
+                default="clusternode",
+            ),
+            Parameter(
+                name="topics",
+                type="strings",
+                help="Topics without priority and virtual host; default: of [notifications].",
+                default=(),
+            ),
+            Parameter(
+                name="drivers",
+                type="strings",
+                help="Drivers; default: of [notifications].",
+                default=(),
+            ),
+            Parameter(
+                name="connection",
+                type="string",
+                help="The NAME of a [kafka.NAME], in place of [notifications].",
+                default="notifications",
+            ),
+            Parameter(
+                name="timeout", type="seconds", help="How long to wait for it.", default=10.0
+            ),
+        ),
+        result="An object: placed, an array of objects (topic, partition, offset, latency_ms); "
+        "empty where no driver goes to Kafka.",
+    ),
+    Call(
         name="kafka.ensure_topic",
         help="Make a topic where it is missing.",
         parameters=(

@@ -17,6 +17,7 @@ from clusternode.config import load_settings
 from clusternode.config.raw import RawTable
 from clusternode.control.server import ControlServer
 from clusternode.errors import ConfigError, RouteError
+from clusternode.kafka.notifications.envelope import decode_untrusted
 from clusternode.kafka.service import KafkaSettings
 from clusternode.testing.fakes import FakeResolver
 from clusternode.testing.memory_transport import MemoryNetwork
@@ -219,6 +220,13 @@ async def test_the_commands_show_and_use_connections(kafka, tmp_path, capsys):
         async with trio.open_nursery() as nursery:  # it ends before the agents do
             await nursery.start(ControlServer(one.agent, tmp_path / "n1.sock").run)
             sent = await command("kafka", "send", "main", "calls", "x", "--key", "k", "--json")
+            notified = await command(
+                "kafka", "notify", "call.ended", '{"n": 1}', "--connection", "main",
+                "--priority", "WARN", "--publisher-id", "ops", "--topic", "alarms",
+            )  # fmt: skip
+            louder = await command(
+                "kafka", "notify", "x", "--connection", "main", "--priority", "a"
+            )
             shown = await command("kafka", "show", "main")
             unknown = await command("kafka", "show", "nobody")
             status = await command("kafka", "status")
@@ -235,6 +243,12 @@ async def test_the_commands_show_and_use_connections(kafka, tmp_path, capsys):
     placed = json.loads(sent[1])
     assert (placed["topic"], placed["offset"]) == ("calls", 0)
     assert placed["latency_ms"] > 0
+    assert notified[1].startswith("delivered to alarms.warn, partition ")
+    (message,) = read_all(kafka.brokers, "alarms.warn", 1)
+    got = decode_untrusted(message.value())
+    assert (got.event_type, got.payload) == ("call.ended", {"n": 1})
+    assert (got.publisher_id, got.priority) == ("ops", "warn")
+    assert (louder[0], "priority must be one of audit" in louder[2]) == (2, True)
     assert f"Brokers:                       {kafka.brokers}" in shown[1]
     assert unknown[0] == 1
     assert "no connection named nobody; in the configuration: main" in unknown[2]

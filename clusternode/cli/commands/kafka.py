@@ -122,11 +122,58 @@ def add_parser(parsers: Parsers) -> None:
         default=10.0,
         help="how long to wait for the delivery; default 10",
     )
+    _add_notify(actions)
     ensure = _add(
         actions, "ensure-topic", _ensure, "make a topic where it is missing", "main calls:3:1"
     )
     ensure.add_argument("connection", metavar="CONNECTION", help="name of the connection")
     ensure.add_argument("topic", metavar="TOPIC", help="TOPIC[:PARTITIONS[:REPLICAS]]")
+
+
+def _add_notify(actions: Parsers) -> None:
+    notify = _add(
+        actions,
+        "notify",
+        _notify,
+        "send a notification in the manner of oslo.messaging and wait for its delivery",
+        """call.ended '{"id": 7}' --priority warn""",
+    )
+    notify.add_argument("event_type", metavar="EVENT_TYPE", help="its type, such as call.ended")
+    notify.add_argument(
+        "body",
+        metavar="PAYLOAD",
+        nargs="?",
+        default="{}",
+        help="JSON or any other text, `-` for standard input, or @FILE; default {}",
+    )
+    notify.add_argument(
+        "--priority", metavar="PRIORITY", default="info", help="audit to sample; default info"
+    )
+    notify.add_argument(
+        "--publisher-id",
+        metavar="ID",
+        default="clusternode",
+        help="who says it; default clusternode",
+    )
+    notify.add_argument(
+        "--topic", metavar="TOPIC", action="append", default=[], help="without priority; repeatable"
+    )
+    notify.add_argument(
+        "--driver", metavar="DRIVER", action="append", default=[], help="a driver; repeatable"
+    )
+    notify.add_argument(
+        "--connection",
+        metavar="CONNECTION",
+        default="notifications",
+        help="name of a connection; default: that of [notifications]",
+    )
+    notify.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=positive_seconds,
+        default=10.0,
+        help="how long to wait for the delivery; default 10",
+    )
 
 
 def _add(
@@ -228,12 +275,45 @@ def _send(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(placed)
     else:
-        print(
-            printable(
-                f"delivered to {placed['topic']}, partition {placed['partition']}, offset"
-                f" {placed['offset']}, in {milliseconds(placed['latency_ms'])}"
-            )
+        _print_placed(placed)
+    return OK
+
+
+def _print_placed(placed: Mapping[str, Any]) -> None:
+    print(
+        printable(
+            f"delivered to {placed['topic']}, partition {placed['partition']}, offset"
+            f" {placed['offset']}, in {milliseconds(placed['latency_ms'])}"
         )
+    )
+
+
+def _notify(arguments: argparse.Namespace) -> int:
+    arguments.content_type = None
+    body = body_params(arguments)
+    if "body" not in body:
+        raise ConfigError("PAYLOAD", arguments.body, "text in UTF-8")
+    with connect(arguments) as client:
+        result = client.call(
+            "kafka.notify",
+            {
+                "event_type": arguments.event_type,
+                "payload": body["body"],
+                "priority": arguments.priority,
+                "publisher_id": arguments.publisher_id,
+                "topics": arguments.topic,
+                "drivers": arguments.driver,
+                "connection": arguments.connection,
+                "timeout": arguments.timeout,
+            },
+        )
+    if arguments.json:
+        print_json(result)
+        return OK
+    for placed in result["placed"]:
+        _print_placed(placed)
+    if not result["placed"]:
+        print("no driver of it goes to Kafka")
     return OK
 
 

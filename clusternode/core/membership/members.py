@@ -25,7 +25,7 @@ from clusternode.core.events import (
 from clusternode.core.membership.digest import digest_of_record
 from clusternode.core.membership.health import Health, apply_left, apply_returned
 from clusternode.core.types import ChannelName, Incarnation, Instant, NodeId, Seconds
-from clusternode.core.wire.limits import ENTRIES_MAX
+from clusternode.core.wire.limits import ENTRIES_MAX, STRANGERS_MAX
 from clusternode.core.wire.messages import ListEntry, Record
 
 _PEER_EVENTS: dict[Health, Callable[[str, str, str], Event]] = {
@@ -84,6 +84,7 @@ class Members:
         self.rows: dict[NodeId, Row] = {}
         self.digest = self._digest_of(record)
         self.active_count = 0
+        self.stranger_count = 0
 
     def __iter__(self) -> Iterator[tuple[NodeId, Row]]:
         return iter(self.rows.items())
@@ -92,6 +93,11 @@ class Members:
     def is_full(self) -> bool:
         """Tell whether the table has no room for another record: a list would not fit a frame."""
         return len(self.rows) + 1 >= ENTRIES_MAX
+
+    @property
+    def room_for_strangers(self) -> int:
+        """Return how many more records are taken of nodes that have never answered us."""
+        return max(0, min(ENTRIES_MAX - 1 - len(self.rows), STRANGERS_MAX - self.stranger_count))
 
     def is_active(self, node_id: NodeId) -> bool:
         row = self.rows.get(node_id)
@@ -134,7 +140,7 @@ class Members:
             return Merged.IGNORED
         row = self.rows.get(record.node_id)
         silent_since = now - record.silent_for
-        if row is None and self.is_full:
+        if row is None and self.room_for_strangers == 0:
             self._context.count("records_refused")
             return Merged.IGNORED
         if row is None:
@@ -196,6 +202,7 @@ class Members:
 
     def _insert(self, row: Row) -> None:
         self.rows[row.record.node_id] = row
+        self.stranger_count += 1
         self.digest ^= self._digest_of(row.record)
 
     def _swap(self, row: Row, record: Record) -> None:
@@ -220,6 +227,7 @@ class Members:
     def forget(self, node_id: NodeId) -> None:
         """Take a record out of the table altogether."""
         row = self.rows.pop(node_id)
+        self.stranger_count -= not row.has_answered
         self._hush(row)
 
     def keep_untold(self, row: Row) -> None:
@@ -272,24 +280,29 @@ class Members:
     def compare_untrusted(
         self, entries: Sequence[ListEntry], source: NodeId, now: Instant
     ) -> tuple[list[Record], list[NodeId]]:
-        """Return (records that `source` lacks, ids that we lack), given all that it knows."""
+        """Return (records that `source` lacks, ids that we lack), given all that it knows.
+
+        Of more strangers than there is room for, we want those that were heard of last.
+        """
         told: dict[NodeId, tuple[int, int]] = {}  # node → incarnation and version known there
         wanted: list[NodeId] = []
-        room = ENTRIES_MAX - 1 - len(self.rows)
+        strangers: list[tuple[Seconds, NodeId]] = []
         for entry in entries:
             key = told[entry.node_id] = (entry.incarnation, entry.version)
             row = self.rows.get(entry.node_id)
             if entry.node_id == self.own.node_id or entry.silent_for >= self._forget_after:
                 continue
             if row is None:
-                if room > 0:
-                    room -= 1
-                    wanted.append(entry.node_id)
+                strangers.append((entry.silent_for, entry.node_id))
             elif key > row.record.key:
                 if not row.is_linked or source == entry.node_id:
                     wanted.append(entry.node_id)
             else:
                 self._heard_of(row, now - entry.silent_for)
+        room = self.room_for_strangers
+        if len(strangers) > room:
+            strangers = sorted(strangers, key=lambda one: one[0])[:room]
+        wanted += [node_id for _, node_id in strangers]
         lacking = [] if told.get(self.own.node_id, (0, 0)) >= self.own.key else [self.own]
         for node_id, row in self.rows.items():
             if row.is_told and row.record.version > 0:
@@ -311,6 +324,7 @@ class Members:
         was_confirmed, is_new = row.is_confirmed, not row.has_answered
         row.health = health
         if health is Health.ACTIVE:
+            self.stranger_count -= is_new
             row.is_confirmed = row.has_answered = True
         self._count_active(row.record.node_id, previous, health)
         if not (was_confirmed or row.is_confirmed):

@@ -41,6 +41,13 @@ A msgpack array reserves 8 bytes per announced element before they are read, 102
 most, so a malicious frame can claim at most 32 MiB for the moment until it is refused.
 """
 
+STRANGERS_MAX = 2048
+"""Records of nodes that have never answered us: twice a cluster of a thousand that joins at once.
+
+Anybody in the cluster can invent nodes. This half of the table is for them; the other half is for
+those that have answered, who connect by themselves.
+"""
+
 RUN_LENGTH_MAX = MIB
 """Positions in one run of results: more than a window of 64 MiB can hold of the smallest frames."""
 

@@ -12,9 +12,11 @@ from clusternode.core.inputs import (
     TimePassed,
     WriteReady,
 )
+from clusternode.core.membership.health import Health
 from clusternode.core.membership.links import CONTROL_BYTES_MAX, WAITING_LINKS_MAX
 from clusternode.core.settings import DiscoverySettings
 from clusternode.core.types import ChannelName, ConnectionId, DeliveryId, Incarnation, NodeId
+from clusternode.core.wire.limits import ENTRIES_MAX, STRANGERS_MAX
 from clusternode.core.wire.messages import (
     Ack,
     Close,
@@ -313,16 +315,20 @@ def test_a_full_table_refuses_newcomers_but_makes_room_by_forgetting_who_left():
             left=index == 7,
             silent_for=5.0,
         )
-        for index in range(4094)
+        for index in range(STRANGERS_MAX)
     ]
     lone.receive(seed, Records(many))
-    assert lone.node._membership.members.is_full
+    members = lone.node._membership.members
+    for index in range(ENTRIES_MAX - 2 - STRANGERS_MAX):
+        row = members.meet(NodeId(f"y{index}"), Incarnation(1), "tcp://10.1.0.2:1", lone.now)
+        members.set_health(row, Health.ACTIVE, "it answered", lone.now)
+    assert members.is_full
 
     room = lone.open("n2")
     refused = lone.connect("n3")
 
     assert room not in lone.closed
-    assert "x7" not in lone.node._membership.members.rows
+    assert "x7" not in members.rows
     assert closed_for(lone, refused) == CloseReason.LIMIT
     lone.receive(seed, Records([record_of("n4")]))
     assert lone.count("records_refused") == 1

@@ -6,7 +6,7 @@ from clusternode.core.events import NodeStateChanged, PeerRemoved, RecordChanged
 from clusternode.core.inputs import Disconnected, RemoveMember, TimePassed
 from clusternode.core.settings import DiscoverySettings
 from clusternode.core.types import Incarnation, NodeId
-from clusternode.core.wire.limits import ENTRIES_MAX
+from clusternode.core.wire.limits import ENTRIES_MAX, STRANGERS_MAX
 from clusternode.core.wire.messages import List, ListEntry, Ping, Record, Records, Resume, Want
 from tests.core.harness import Lone, address_of, ids, record_of
 
@@ -147,7 +147,7 @@ def test_no_more_is_wanted_than_there_is_room_for():
     seed = lone.open("n1")
     lone.receive(seed, List([entry_of(f"x{index}") for index in range(ENTRIES_MAX)]))
 
-    assert len(lone.of_type(Want, seed)[0].node_ids) == ENTRIES_MAX - 2
+    assert len(lone.of_type(Want, seed)[0].node_ids) == STRANGERS_MAX
 
 
 def test_wanted_records_are_sent_once_each_and_only_those_there_are():

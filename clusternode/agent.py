@@ -158,12 +158,15 @@ class Agent:
         _, _, reload_settings = self._has
         settings = reload_settings() if reload_settings is not None else self.settings
         check_exposure(settings)
-        if self._credentials is not None:
-            self._credentials.load(settings.tls)
+        credentials = self._credentials
+        prepared = None if credentials is None else credentials.prepare(settings.tls)
         found = {name: read_secrets(section) for name, section in settings.clusters.items()}
         self.events.subscriptions.check(requests_of(settings), path="subscribe")
         self.kafka.prepare(KafkaSettings.read(settings.plugins))
         self._reload_routes(settings)
+        # The routes were the last that can be refused; from here on everything takes effect.
+        if credentials is not None and prepared is not None:
+            credentials.install(prepared)
         self.kafka.reload()
         self.events.declare(settings.routes.events)
         self.events.subscriptions.replace("configuration", requests_of(settings), path="subscribe")

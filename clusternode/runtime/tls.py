@@ -43,6 +43,17 @@ class Certificate:
     not_after: datetime
 
 
+@attrs.frozen
+class Prepared:
+    """Credentials that were read and tried, and may take effect."""
+
+    section: TlsSection
+    client: ssl.SSLContext
+    server: ssl.SSLContext
+    own: Certificate
+    stamps: tuple[object, ...]
+
+
 class Credentials:
     """The certificate, key and authority of this node as they are now; `reload` replaces them.
 
@@ -58,11 +69,19 @@ class Credentials:
         self.own: Certificate
         self.load()
 
-    def load(self, section: TlsSection | None = None) -> None:
-        """Read the files, those of another section if given.
+    def load(self) -> None:
+        """Read the files again.
 
         Raises:
             ConfigError: Names the file and what is wrong with it; everything stays as it was.
+        """
+        self.install(self.prepare())
+
+    def prepare(self, section: TlsSection | None = None) -> Prepared:
+        """Read the files, those of another section if given, and change nothing yet.
+
+        Raises:
+            ConfigError: Names the file and what is wrong with it.
         """
         section = section or self.section
         stamps = _look(section)
@@ -76,8 +95,13 @@ class Credentials:
                 f"a certificate that names node {self._node_id} (URI:{URI_PREFIX}{self._node_id});"
                 f" it names {', '.join(sorted(own.names)) or 'no node'}",
             )
-        self.client, self.server, self.own, self._stamps = client, server, own, stamps
-        self.section = section
+        return Prepared(section, client, server, own, stamps)
+
+    def install(self, prepared: Prepared) -> None:
+        """Let connections that begin from now on use what was prepared."""
+        self.section = prepared.section
+        self.client, self.server = prepared.client, prepared.server
+        self.own, self._stamps = prepared.own, prepared.stamps
 
     def have_files_changed(self) -> bool:
         return _look(self.section) != self._stamps

@@ -11,7 +11,7 @@ import trio
 
 from clusternode.core.types import Address, NodeId
 from clusternode.core.wire.session import Session
-from clusternode.errors import ConfigError
+from clusternode.errors import ConfigError, RouteError
 from clusternode.runtime import tls
 from clusternode.runtime.exposure import check_exposure, check_files
 from clusternode.runtime.handshake import HandshakeError, shake_hands
@@ -297,6 +297,26 @@ def test_errors_of_openssl_are_said_in_words():
     assert tls.describe_error(error) == "it showed no certificate"
     error.reason = "SOMETHING_ELSE"
     assert tls.describe_error(error) == "something else"
+
+
+async def test_a_reload_whose_routes_are_wrong_leaves_the_old_certificate(
+    autojump_clock, pki, tmp_path
+):
+    second = Pki(tmp_path / "second")
+    routes = tmp_path / "routes.py"
+    routes.write_text("")
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        agent = (await cluster.add("n1", tls=pki.node("n1"), routes=routes)).agent
+
+        routes.write_text("nonsense(")
+        agent.settings = attrs.evolve(agent.settings, tls=second.node("n1"))
+        with pytest.raises(RouteError):
+            await agent.reload()
+        await cluster.add("n2", tls=pki.node("n2"))
+
+        await cluster.everyone_active()
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_reload_takes_other_files_up(autojump_clock, pki, tmp_path):

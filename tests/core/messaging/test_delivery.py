@@ -69,6 +69,35 @@ def test_a_full_outbox_rejects_and_says_so_once_until_it_is_over():
     assert len(a.events) == 2
 
 
+def test_an_outbox_takes_what_fits_exactly_and_not_one_byte_more():
+    probe, _, _ = narrow()
+    probe.publish("b", body=BODY)
+    size = probe.stream("b").held_bytes
+    for outbox_bytes, expected in ((2 * size, None), (2 * size - 1, [BUSY])):
+        a, _, cable = joined(outbox_bytes=outbox_bytes)
+        cable.cut()
+
+        first, second = a.publish("b", body=BODY), a.publish("b", body=BODY)
+
+        assert codes(a, first, second) == [None, expected]
+
+
+def test_the_last_result_that_may_be_waited_for_has_room_and_one_more_has_not():
+    a, _, cable = joined()
+    one = a.publish("b")
+    cable.pump()
+    sending = a.stream("b").sending
+    waits = sending.pending[1]
+    sending.pending.update((-number, waits) for number in range(1, UNANSWERED_MAX - 1))
+
+    last = a.publish("b")
+    cable.pump()
+    beyond = a.publish("b")
+
+    assert len(sending.pending) == UNANSWERED_MAX
+    assert codes(a, one, last, beyond) == [None, None, [BUSY]]
+
+
 def test_drop_oldest_drops_only_unwritten_messages_of_its_channel():
     a, b, cable = narrow()
     other = a.publish("b", body=BODY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from clusternode.core.messaging.delivery import WINDOW_OVERRUN
 from clusternode.core.messaging.sending import (
     RUNS_HELD_MAX,
     RUNS_PER_FRAME_MAX,
@@ -390,6 +391,36 @@ def test_no_more_than_the_window_is_written_without_an_acknowledgement():
     cable.read(a)
     assert a.woken == ["b"]
     assert a.messaging.has_output(NodeId("b"))
+
+
+def test_a_window_that_is_exactly_full_takes_nothing_and_one_byte_of_room_one_more():
+    probe = joined()[0]
+    probe.publish("b", body=b"." * 100)
+    size = probe.stream("b").sending.unsent_bytes
+    for window_bytes, written in ((2 * size, 2), (2 * size + 1, 3)):
+        a, _, cable = joined(window_bytes=window_bytes)
+        cable.pump()
+        for _ in range(4):
+            a.publish("b", body=b"." * 100)
+
+        assert cable.write(a) == written
+
+
+def test_a_peer_may_overrun_the_window_twice_and_not_by_one_byte_more():
+    _, probe, cable = joined()
+    cable.pump()
+    receive(probe, message(b"." * 900), origin="a")
+    overhead = probe.stream("a").receiving.unacknowledged_bytes - 900
+    limit = WINDOW_OVERRUN * 500 + 1000
+    for excess, is_refused in ((0, False), (1, True)):
+        _, b, cable = joined(window_bytes=500, body_size_max=1000)
+        cable.pump()
+        sizes = (limit // 2 - overhead, limit // 2 - overhead + excess)
+
+        error = receive(b, *(message(b"." * size) for size in sizes), origin="a")
+
+        assert b.stream("a").receiving.unacknowledged_bytes == limit + excess
+        assert (error is not None) is is_refused
 
 
 def test_much_is_acknowledged_at_once():

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from clusternode.bus.interface import Reply
+from clusternode.cli.commands.run import root_advice
 from clusternode.cli.main import main
 from clusternode.core.effects import Outcome
 from clusternode.core.types import NodeId, ResultCode
@@ -211,3 +212,8 @@ async def test_a_command_finds_the_only_agent_of_its_user(command, server, monke
 def test_without_an_agent_the_status_is_3(tmp_path, capsys):
     assert main(["nodes", "list", "--socket", str(tmp_path / "none")]) == 3
     assert "clusternode run" in capsys.readouterr().err
+
+
+def test_running_as_root_is_warned_of_and_as_anybody_else_is_not():
+    assert "running as root" in root_advice(0)[0]
+    assert root_advice(1000) == ()

@@ -1,5 +1,7 @@
 """What only processes can show: signals, ports, sockets, files and restarts."""
 
+import os
+
 import pytest
 import trio
 
@@ -218,3 +220,12 @@ async def test_the_demo_ends_by_itself_and_well(fleet):
     assert (ended.status, ended.error) == (0, "")
     for text in ("n2 answers sip:alice@n2", "n3: 200 ok", "n2 sees n3: removed", "status 0"):
         assert text in ended.output
+
+
+async def test_an_agent_warns_exactly_when_it_runs_as_root(fleet):
+    n1 = add(fleet, "n1")
+
+    n1.start()
+    await answers(fleet, n1)
+
+    assert ("running as root" in log_of(n1)) is (os.geteuid() == 0)

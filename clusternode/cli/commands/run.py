@@ -89,17 +89,22 @@ def run(arguments: argparse.Namespace) -> int:
     )
     settings = load()
     logging.basicConfig(format=LOG_FORMAT, level=settings.log_level.upper())
-    if os.geteuid() == 0:
-        logging.getLogger(__name__).warning(
-            "running as root: whoever takes this agent over has the host; give it a user of its own"
-            " (docs/security.md)"
-        )
-    for line in advice(settings):
+    for line in (*root_advice(os.geteuid()), *advice(settings)):
         logging.getLogger(__name__).warning("%s", line)
     agent = Agent(settings, reload_settings=load, has_signals=True)
     announcement = Announcement(listening_line(settings))
     trio.run(partial(agent.run, task_status=announcement))
     return OK
+
+
+def root_advice(user_id: int) -> tuple[str, ...]:
+    """Return what to log about the user that the agent runs as."""
+    if user_id != 0:
+        return ()
+    return (
+        "running as root: whoever takes this agent over has the host; give it a user of its own"
+        " (docs/security.md)",
+    )
 
 
 class Announcement:

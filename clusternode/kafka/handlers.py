@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import attrs
 import trio
@@ -14,14 +15,18 @@ from clusternode.core.types import NodeId, ResultCode
 from clusternode.errors import RouteError
 from clusternode.kafka.connections import Connection
 from clusternode.kafka.consumer import ConsumerSettings, Handled
-from clusternode.kafka.notifications.listener import listener_of
+from clusternode.kafka.notifications.listener import (
+    NotificationListener,
+    listener_of,
+    title_of,
+)
 from clusternode.kafka.reader import Commit
 from clusternode.kafka.records import Record
 from clusternode.kafka.settings import KafkaConnection
 from clusternode.kafka.uri import TOPIC, read_topics
 from clusternode.routes.contexts import AgentContext, Services
 from clusternode.routes.runner import Batch, Group, Make
-from clusternode.routes.table import Handler
+from clusternode.routes.table import Handler, HandlerFunction
 
 LANES_MAX = 100_000
 """One lane per partition; how many there are is the broker's business."""
@@ -214,3 +219,86 @@ class _Run:
     def _check(self) -> None:
         if self.is_over and self.settled >= self.yielded:
             self.ended.set()
+
+
+class EndpointCall(AgentContext):
+    """One call of a method of an endpoint, as the runner handles it."""
+
+    __slots__ = ("arguments", "failure", "method", "result")
+
+    def __init__(
+        self, services: Services, method: Callable[..., Any], arguments: Sequence[object]
+    ) -> None:
+        super().__init__(services)
+        self.method = method
+        self.arguments = arguments
+        self.result: object = None
+        self.failure: BaseException | None = None
+
+    def take_failure(self, error: BaseException) -> None:
+        self.failure = error
+
+    async def run(self) -> None:
+        """Call the method, and wait for what it gives if that can be waited for."""
+        result = self.method(*self.arguments)
+        self.result = await result if inspect.isawaitable(result) else result
+
+    def __repr__(self) -> str:
+        return f"<notification for {title_of(self.method)}>"
+
+
+class ListenerHandle:
+    """Runs a listener's endpoints like routes: watched, within the time limit, counted."""
+
+    def __init__(self, host: Host, buses: Mapping[str, Bus], handler: Handler) -> None:
+        listener = listener_of(handler)
+        assert listener is not None, f"{handler.name} is no listener"
+        self._listener: NotificationListener = listener
+        self._host = host
+        self._buses = buses
+        self._handler = handler
+        self._groups: dict[str, Group] = {}  # title of a method → its queue; few methods
+
+    async def __call__(self, records: Sequence[Record], goes_on: Callable[[], bool]) -> Handled:
+        """Handle records in order, each call in the lane of their partition."""
+        lane = f"{records[0].topic}/{records[0].partition}"
+
+        async def call(method: Callable[..., Any], arguments: Sequence[object], /) -> object:
+            return await self._run(lane, EndpointCall(self._host, method, arguments))
+
+        return await self._listener(records, goes_on, call)
+
+    async def _run(self, lane: str, context: EndpointCall) -> object:
+        """Let the runner call an endpoint.
+
+        Raises:
+            Exception: What it raised, or `RequestTimeout`.
+        """
+        ended = trio.Event()
+        bus = next(iter(self._buses.values()))
+        arrivals = Arrivals(bus, NodeId(lane), [], lambda _: ended.set())
+        batch = Batch(arrivals, iter([(0, context)]))
+        self._host.submit(self._group_of(context.method), lane, batch, 1)
+        await ended.wait()
+        if context.failure is not None:
+            raise context.failure
+        return context.result
+
+    def _group_of(self, method: Callable[..., Any]) -> Group:
+        title = title_of(method)
+        group = self._groups.get(title)
+        if group is None:
+            handler = attrs.evolve(  # with the statistics of the route
+                self._handler,
+                function=cast("HandlerFunction", EndpointCall.run),
+                waits=True,
+                name=f"{self._handler.name} {title}",
+            )
+            group = self._groups[title] = self._host.record_group(handler, _as_context, LANES_MAX)
+        return group
+
+
+def _as_context(arrivals: object, item: Any, /) -> EndpointCall:  # noqa: ANN401  # as `Make`
+    del arrivals
+    context: EndpointCall = item
+    return context

@@ -17,7 +17,7 @@ from clusternode.kafka.api import connections_of_agent
 from clusternode.kafka.bridges import Bridge, BridgeSettings, read_bridges
 from clusternode.kafka.connections import Connection, KafkaConnections
 from clusternode.kafka.consumer import Consumer, ConsumerSettings, Handle
-from clusternode.kafka.handlers import Host, RouteHandle, consumer_settings
+from clusternode.kafka.handlers import Host, ListenerHandle, RouteHandle, consumer_settings
 from clusternode.kafka.notifications.configured import (
     NOTIFIER_KEYS,
     ListenerSettings,
@@ -249,8 +249,10 @@ class KafkaService:
             connection = self.connections.get(handler.on)
             name = _free_name(connection.name, found)
             settings = consumer_settings(handler, connection.settings, name)
-            handle: Handle = listener_of(handler) or RouteHandle(
-                host, self._buses, connection, handler
+            handle: Handle = (
+                RouteHandle(host, self._buses, connection, handler)
+                if listener_of(handler) is None
+                else ListenerHandle(host, self._buses, handler)
             )
             found[name] = Wanted(connection, settings, handle)
         for bridge in self._bridges:

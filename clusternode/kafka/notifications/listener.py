@@ -6,8 +6,8 @@ import inspect
 import itertools
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import attrs
 import trio
@@ -24,6 +24,7 @@ from clusternode.kafka.notifications.envelope import (
 from clusternode.kafka.notifications.transport_url import CONNECTION
 from clusternode.kafka.records import Record
 from clusternode.routes.api import table_being_loaded
+from clusternode.routes.runner import take_apart
 from clusternode.routes.table import (
     Handler,
     HandlerFunction,
@@ -77,6 +78,21 @@ def _all_match(patterns: Mapping[str, str], values: Mapping[str, Any]) -> bool:
     return all(_matches(pattern, values.get(key)) for key, pattern in patterns.items())
 
 
+class CallEndpoint(Protocol):
+    """Calls a method of an endpoint and returns what it did; raises what it raised."""
+
+    def __call__(
+        self, method: Callable[..., Any], arguments: Sequence[object], /
+    ) -> Awaitable[object]: ...
+
+
+async def call_here(method: Callable[..., Any], arguments: Sequence[object], /) -> object:
+    """Call a method in this task; what a listener that no agent runs does."""
+    with trio.fail_after(TIME_LIMIT):
+        result = method(*arguments)
+        return await result if inspect.isawaitable(result) else result
+
+
 @attrs.define(eq=False)
 class NotificationListener:
     """Takes records of notification topics to the methods of endpoints.
@@ -103,23 +119,28 @@ class NotificationListener:
             if any(callable(getattr(each, priority, None)) for each in self.endpoints)
         )
 
-    async def __call__(self, records: Sequence[Record], goes_on: Callable[[], bool]) -> Handled:
+    async def __call__(
+        self,
+        records: Sequence[Record],
+        goes_on: Callable[[], bool],
+        call: CallEndpoint = call_here,
+    ) -> Handled:
         """Handle records in order. In `before` mode nothing is handed back, as on oslo."""
         if self.batch_size:
-            return await self._handle_batches(records, goes_on)
+            return await self._handle_batches(records, goes_on, call)
         for count, record in enumerate(records):
             if count and not goes_on():
                 return Handled(count)
             notification = self._read(record)
             if notification is None:
                 continue
-            again = await self._dispatch(notification)
+            again = await self._dispatch(notification, call)
             if again and self.allow_requeue:
                 return Handled(count, again)
         return Handled(len(records))
 
     async def _handle_batches(
-        self, records: Sequence[Record], goes_on: Callable[[], bool]
+        self, records: Sequence[Record], goes_on: Callable[[], bool], call: CallEndpoint
     ) -> Handled:
         count = 0
         while count < len(records) and (not count or goes_on()):
@@ -127,7 +148,7 @@ class NotificationListener:
             read = [each for each in map(self._read, batch) if each is not None]
             read.sort(key=lambda each: each.priority)
             for priority, group in itertools.groupby(read, key=lambda each: each.priority):
-                again = await self._dispatch_batch(priority, list(group))
+                again = await self._dispatch_batch(priority, list(group), call)
                 if again and self.allow_requeue:
                     return Handled(count, again)
             count += len(batch)
@@ -151,28 +172,30 @@ class NotificationListener:
                 "%s/%d offset %d: %s", record.topic, record.partition, record.offset, why
             )
 
-    async def _dispatch(self, given: Notification) -> str:
+    async def _dispatch(self, given: Notification, call: CallEndpoint) -> str:
         """Call every endpoint that wants it, until one asks for a requeue; return why."""
         for endpoint, method in self._methods(given.priority):
             if not _wants(endpoint, given):
                 continue
-            why = await self._call(
-                method,
+            arguments = (
                 given.context,
                 given.publisher_id,
                 given.event_type,
                 given.payload,
                 given.metadata,
             )
+            why = await self._call(call, method, arguments)
             if why:
                 return why
         self.handled += 1
         return ""
 
-    async def _dispatch_batch(self, priority: str, given: Sequence[Notification]) -> str:
+    async def _dispatch_batch(
+        self, priority: str, given: Sequence[Notification], call: CallEndpoint
+    ) -> str:
         for endpoint, method in self._methods(priority):
             wanted = [each.as_batch_entry() for each in given if _wants(endpoint, each)]
-            if wanted and (why := await self._call(method, wanted)):
+            if wanted and (why := await self._call(call, method, (wanted,))):
                 return why
         self.handled += len(given)
         return ""
@@ -181,22 +204,30 @@ class NotificationListener:
         found = ((endpoint, getattr(endpoint, priority, None)) for endpoint in self.endpoints)
         return [(endpoint, method) for endpoint, method in found if callable(method)]
 
-    async def _call(self, method: Callable[..., Any], *arguments: object) -> str:
+    async def _call(
+        self, call: CallEndpoint, method: Callable[..., Any], arguments: Sequence[object]
+    ) -> str:
         """Call user code within its time limit; return why it must be tried again."""
         try:
-            with trio.fail_after(TIME_LIMIT):
-                result = method(*arguments)
-                if inspect.isawaitable(result):
-                    result = await result
-        except Exception as error:  # user code
+            result = await call(method, arguments)
+        except BaseException as error:  # user code
+            raised, rest = take_apart(error)
+            if raised is None or rest is not None:
+                raise
             self.failed += 1
-            shown = error if self.failed <= REPORTS_MAX else None
-            name = getattr(method, "__qualname__", repr(method))
-            logger.warning("endpoint %s: %s: %s", name, type(error).__name__, error, exc_info=shown)
-            return f"{type(error).__name__}: {error}"
+            why = f"{type(raised).__name__}: {raised}"
+            if call is call_here:  # else the runner has written it
+                shown = raised if self.failed <= REPORTS_MAX else None
+                logger.warning("endpoint %s: %s", title_of(method), why, exc_info=shown)
+            return why
         if result == REQUEUE:
             return "requeued"
         return ""
+
+
+def title_of(method: Callable[..., Any]) -> str:
+    """Return the name of a method for logs."""
+    return getattr(method, "__qualname__", None) or type(method).__name__
 
 
 def _wants(endpoint: object, given: Notification) -> bool:

@@ -95,6 +95,7 @@ def test_config_init_check_and_show_agree(tmp_path, capsys):
     assert main(["config", "init"]) == 0
     file.write_text(capsys.readouterr().out)
 
+    assert "[kafka.main]" in file.read_text()
     assert main(["config", "check", "-c", str(file)]) == 0
     assert "all well" in capsys.readouterr().out
     assert main(["config", "show", "-c", str(file)]) == 0

@@ -24,6 +24,7 @@ JARS = ROOT / ".venv" / "kafka-libs"
 FETCH_LIMIT = 300.0
 START_LIMIT = 60.0
 STOP_LIMIT = 30.0
+GIVEN = "KAFKA_BOOTSTRAP"
 CLUSTER_ID = "Y2x1c3Rlcm5vZGUtdGVzdA"
 USERS = {"alice": "alice-secret", "bob": "bob-secret"}
 JAVA_OPTIONS = (
@@ -113,7 +114,13 @@ class Broker:
 
     @classmethod
     def prepare(cls, directory: Path) -> Broker:
-        """Make its files; `start` runs it."""
+        """Make its files; `start` runs it.
+
+        Raises:
+            Missing: The user has given a broker, or what ours needs is not installed.
+        """
+        if os.environ.get(GIVEN):
+            raise Missing(f"{GIVEN} is set: no broker of our own is started")
         jars = find_jars()
         names = (*LISTENERS, "CONTROLLER")
         broker = cls(directory, jars, dict(zip(names, free_ports(len(names)), strict=True)))

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import confluent_kafka
 import pytest
@@ -28,7 +29,7 @@ from clusternode.kafka.consumer import Consumer, ConsumerSettings, Handled
 from clusternode.kafka.settings import KafkaConnection
 from clusternode.testing.backends import backend_world
 from tests.kafka.mock_cluster import read_all
-from tests.real.kafka_broker import USERS, Broker, Missing
+from tests.real.kafka_broker import GIVEN, USERS, Broker, Missing
 
 pytestmark = pytest.mark.real
 
@@ -52,12 +53,19 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     broker.kill()
 
 
+@pytest.fixture(scope="module")
+def brokers(request: pytest.FixtureRequest) -> str:
+    """Where to connect: to the broker that the user gave, else to ours, which is started then."""
+    given = os.environ.get(GIVEN)
+    return given or cast("Broker", request.getfixturevalue("broker")).address()
+
+
 @pytest.fixture
-async def connect(broker: Broker) -> AsyncIterator[Connect]:
+async def connect(brokers: str) -> AsyncIterator[Connect]:
     made: list[KafkaConnections] = []
 
     def connect(**values) -> Connection:
-        options = {"name": "main", "brokers": broker.address(), "auto_offset_reset": "earliest"}
+        options = {"name": "main", "brokers": brokers, "auto_offset_reset": "earliest"}
         connections = KafkaConnections({"main": KafkaConnection(**{**options, **values})})
         made.append(connections)
         return connections.get("main")
@@ -193,7 +201,7 @@ async def test_a_missing_right_is_an_error_that_names_it(broker, connect):
     assert "lacks the right" in str(caught.value)
 
 
-async def test_topics_are_made_once_and_what_cannot_be_made_is_an_error(connect):
+async def test_topics_are_made_once_and_what_cannot_be_made_is_an_error(broker, connect):
     connection = connect()
 
     assert await connection.ensure_topic("made", 3, 1)
@@ -347,9 +355,6 @@ async def test_ten_thousand_events_survive_a_killed_broker(broker, connect, tmp_
 
 async def test_a_broker_of_the_user_takes_records_too(connect):
     """With `KAFKA_BOOTSTRAP` set to a running broker, whoever runs it."""
-    given = os.environ.get("KAFKA_BOOTSTRAP")
-    connection = connect(**({"brokers": given} if given else {}))
-
-    placed = await connection.publish("clusternode-test", "x")
+    placed = await connect().publish("clusternode-test", "x")
 
     assert placed.offset >= 0

@@ -207,6 +207,28 @@ def test_completion_of_bash_completes():
     assert ran.stdout.split() == ["show", "set-status"]
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("kafka show ma", ["main"]),
+        ("kafka send ''", ["main", "traces"]),
+        ("kafka notify x --connection t", ["traces"]),
+        ("kafka send main c", []),
+    ],
+)
+def test_completion_of_bash_knows_the_names_of_connections(words, expected, capsys):
+    assert main(["completion", "bash"]) == 0
+    own = "clusternode() { [[ $* == 'kafka status --names' ]] && printf 'main\\ntraces\\n'; }\n"
+    line = (
+        f"COMP_WORDS=(clusternode {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _clusternode\n"
+    )
+    script = capsys.readouterr().out + own + line + "echo ${COMPREPLY[@]}"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+
+    found = [word for word in ran.stdout.split() if not word.startswith("-")]
+    assert found == expected
+
+
 cells = st.text(max_size=30)
 
 

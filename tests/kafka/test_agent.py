@@ -230,6 +230,7 @@ async def test_the_commands_show_and_use_connections(kafka, tmp_path, capsys):
             shown = await command("kafka", "show", "main")
             unknown = await command("kafka", "show", "nobody")
             status = await command("kafka", "status")
+            names = await command("kafka", "status", "--names")
             await eventually(
                 lambda: sum(len(each.partitions) for each in one.agent.kafka.consumers()) >= 2
             )
@@ -250,6 +251,7 @@ async def test_the_commands_show_and_use_connections(kafka, tmp_path, capsys):
     assert (got.publisher_id, got.priority) == ("ops", "warn")
     assert (louder[0], "priority must be one of audit" in louder[2]) == (2, True)
     assert f"Brokers:                       {kafka.brokers}" in shown[1]
+    assert names[1] == "main\n"
     assert unknown[0] == 1
     assert "no connection named nobody; in the configuration: main" in unknown[2]
     assert status[1].splitlines()[0].split()[:2] == ["NAME", "BROKERS"]

@@ -19,6 +19,12 @@ _clusternode() {
         *) words=%(top)s ;;
     esac
     if [[ $COMP_CWORD -eq 1 ]]; then words=%(top)s; fi
+    local action="${COMP_WORDS[2]}/$COMP_CWORD" before="${COMP_WORDS[COMP_CWORD-1]}"
+    if [[ ${COMP_WORDS[1]} == kafka ]] &&
+        [[ $action =~ ^(%(named)s)/3$ || $before == --connection ]]; then
+        local names="$("${COMP_WORDS[0]}" kafka status --names 2>/dev/null)"
+        words="$words ${names//[^A-Za-z0-9._:[:space:]-]/}"
+    fi
     COMPREPLY=( $(compgen -W "$words" -- "$current") )
     if [[ $current == @* ]]; then
         IFS=$'\\n'
@@ -35,6 +41,8 @@ ZSH = """\
 # zsh completion of clusternode: source <(clusternode completion zsh)
 autoload -U +X bashcompinit && bashcompinit
 """
+NAMED = ("show", "send", "ensure-topic", "consumer")
+"""Actions of `clusternode kafka` that begin with the name of a connection."""
 FISH_HEAD = """\
 # fish completion of clusternode: clusternode completion fish | source
 """
@@ -90,7 +98,7 @@ def _bash_function() -> str:
     ordered = sorted(paths, key=lambda path: (-path[0].count(" "), path[0]))
     cases = "\n".join(_case(path, words) for path, words, _ in ordered)
     commands = shlex.quote(" ".join(name for name, _ in top))
-    return BASH % {"cases": cases, "top": commands}
+    return BASH % {"cases": cases, "top": commands, "named": "|".join(NAMED)}
 
 
 def _case(path: str, words: list[str]) -> str:
@@ -113,6 +121,9 @@ def fish() -> str:
                 kind = f"-s {word[1:]} -r"
             condition = shlex.quote(f"__fish_seen_subcommand_from {seen}")
             lines.append(f"complete -c clusternode -n {condition} {kind}")
+    seen = f"__fish_seen_subcommand_from kafka; and __fish_seen_subcommand_from {' '.join(NAMED)}"
+    names = "(clusternode kafka status --names 2>/dev/null)"
+    lines.append(f"complete -c clusternode -n {shlex.quote(seen)} -f -a {shlex.quote(names)}")
     return printable_lines(lines)
 
 

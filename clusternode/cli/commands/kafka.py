@@ -93,7 +93,12 @@ def add_parser(parsers: Parsers) -> None:
         examples="clusternode kafka status\nclusternode kafka send main calls 'hello world'",
     )
     actions = kafka.add_subparsers(metavar="ACTION", required=True, title="actions")
-    _add(actions, "status", _status, "list the connections and what became of their records")
+    status = _add(
+        actions, "status", _status, "list the connections and what became of their records"
+    )
+    status.add_argument(
+        "--names", action="store_true", help="print only the names, for completion in shells"
+    )
     show = _add(
         actions, "show", _show, "show every setting of a connection; secrets as ***", "main"
     )
@@ -191,6 +196,10 @@ def _status(arguments: argparse.Namespace) -> int:
         status = client.call("kafka.status")
     if arguments.json:
         print_json(status)
+        return OK
+    if arguments.names:
+        for each in status["connections"]:
+            print(printable(each["name"]))
         return OK
     if not status["enabled"]:
         print("Kafka disabled")

@@ -31,6 +31,9 @@ BACKOFF_DOUBLINGS_MAX = 16
 ADDRESSES_OF_NODE_MAX = 8
 """So many addresses of one node are dialled: where it says it is, was, and was found."""
 
+KEPT_BACK_DIVISOR = 10
+"""This part of `dials_per_second` is only for addresses where a node was once, or must be."""
+
 
 class TargetState(enum.Enum):
     """What is going on with one address."""
@@ -56,6 +59,8 @@ class Target:
     error: str = ""
     is_added: bool = False
     """Whether an operator asked for it to be dialled."""
+    is_proven: bool = False
+    """Whether a node was ever connected there."""
     is_queued: bool = False
     """Whether it is due, but `dials_per_second` are used up."""
     names: list[Address] = attrs.Factory(list)
@@ -202,7 +207,7 @@ class Discovery:
         if not target.names and now - target.heard_at >= self._settings.forget_after:
             self._drop(target)
             return
-        free_at = self._free_at()
+        free_at = self._free_at(target)
         target.is_queued = now < free_at
         if target.is_queued:
             # Spread those that wait, so that they do not all come back at once.
@@ -213,12 +218,14 @@ class Discovery:
         self._context.count("dials")
         self._context.effects.append(Dial(address))
 
-    def _free_at(self) -> Instant:
-        """Return when the rate allows the next dial; an instant that has passed: now."""
-        count = self._dialed_at.maxlen
-        if count is None or len(self._dialed_at) < count:
+    def _free_at(self, target: Target) -> Instant:
+        """Return when the rate allows this dial; an instant that has passed: now."""
+        period = count = self._dialed_at.maxlen or 1
+        if not (target.is_proven or target.is_added or target.names):
+            count -= count // KEPT_BACK_DIVISOR
+        if len(self._dialed_at) < count:
             return -math.inf
-        return self._dialed_at[0] + count / self._settings.dials_per_second
+        return self._dialed_at[-count] + period / self._settings.dials_per_second
 
     def connected(self, address: Address | None, node_id: NodeId, now: Instant) -> None:
         """Take note that a node is connected; `address` is what we dialled, if we did."""
@@ -226,6 +233,7 @@ class Discovery:
             self._bind(self._target(address, now), node_id)
         for target in self._targets_of(node_id):
             target.heard_at = now
+            target.is_proven = True
             target.failures = 0
             target.error = ""
             target.state = TargetState.CONNECTED

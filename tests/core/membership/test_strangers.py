@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from clusternode.core.inputs import Disconnected
 from clusternode.core.settings import DiscoverySettings
 from clusternode.core.types import Incarnation, NodeId
 from clusternode.core.wire.limits import ENTRIES_MAX, STRANGERS_MAX
 from clusternode.core.wire.messages import List, ListEntry, Record, Records, Want
-from tests.core.harness import Lone, record_of
+from tests.core.harness import Lone, address_of, record_of
 
 DIALS_PER_SECOND = 20.0
 
@@ -101,3 +102,16 @@ def test_strangers_are_dialled_no_faster_than_the_rate_allows():
     lone.pass_time(3.0, answers=(seed,))
 
     assert DIALS_PER_SECOND <= len(lone.dials) - dials <= 4 * DIALS_PER_SECOND
+
+
+def test_strangers_do_not_keep_a_member_from_being_dialled_again():
+    lone = Lone(discovery=DiscoverySettings(dials_per_second=DIALS_PER_SECOND))
+    seed, friend = lone.open("n1"), lone.open("n9")
+    lone.receive(seed, Records(ghosts(400)))
+    lone.pass_time(4.0, answers=(seed, friend))
+    lone.dials.clear()
+
+    lone.feed(Disconnected(friend, "reset"))
+    lone.pass_time(1.0, answers=(seed,))
+
+    assert address_of("n9") in lone.dials

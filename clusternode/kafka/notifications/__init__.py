@@ -12,12 +12,14 @@ from clusternode.kafka.notifications.listener import (
     NotificationFilter,
     listen,
 )
+from clusternode.kafka.notifications.log_handler import LoggingNotificationHandler
 from clusternode.kafka.notifications.notifier import Notifier, notifier
 from clusternode.kafka.notifications.transport_url import TransportHost, TransportUrl, parse_url
 
 __all__ = [
     "HANDLED",
     "REQUEUE",
+    "LoggingNotificationHandler",
     "NotificationFilter",
     "Notifier",
     "TransportHost",

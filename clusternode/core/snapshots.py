@@ -51,7 +51,8 @@ class AddressSnapshot:
 
     address: Address
     state: str
-    """connected, dialing, waiting, resolving, self or unresolved."""
+    """Of an address: connected, dialing, waiting or self. Of a name: resolving, resolved or
+    unresolved."""
     node_id: NodeId | None
     error: str
     """Why the last attempt failed; empty after a success."""

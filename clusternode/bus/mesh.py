@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-import logging
 import math
 import secrets
 from collections.abc import Iterable, Sequence
@@ -26,7 +25,7 @@ from clusternode.bus.interface import (
     Receiver,
     ResultCallback,
 )
-from clusternode.bus.replies import MeshReplies
+from clusternode.bus.replies import MeshReplies, call_back
 from clusternode.core import effects
 from clusternode.core.events import Event
 from clusternode.core.inputs import (
@@ -58,8 +57,6 @@ from clusternode.core.wire.codec import is_content_type, is_tag
 from clusternode.core.wire.messages import Reply
 from clusternode.errors import BodyTooLarge, ConfigError, NoSuchNode, Overloaded
 from clusternode.runtime.driver import Driver
-
-logger = logging.getLogger(__name__)
 
 NAMES_REMEMBERED_MAX: Final = 1024
 """Channels and content types that are known to be good, so that each is checked once."""
@@ -219,7 +216,7 @@ class MeshBus:
         return delivery
 
     def _new_delivery(self, on_result: ResultCallback | None) -> tuple[Delivery, DeliveryId]:
-        delivery = Delivery(None if on_result is None else partial(_call_back, on_result))
+        delivery = Delivery(None if on_result is None else partial(call_back, on_result))
         delivery_id: DeliveryId = next(self._ids)  # type: ignore[assignment]  # as `channel` above
         self._deliveries[delivery_id] = delivery
         return delivery, delivery_id
@@ -467,14 +464,6 @@ class MeshBus:
     def emit(self, event: Event) -> None:
         if self._receiver is not None:
             self._receiver.observed(self, event)
-
-
-def _call_back(on_result: ResultCallback, node_id: NodeId, code: ResultCode) -> None:
-    """Call what the user gave; what it raises must reach neither the node nor other messages."""
-    try:
-        on_result(node_id, code)
-    except (Exception, SystemExit):  # user code
-        logger.exception("on_result raised for node %s", node_id)
 
 
 def _remember(names: set[str], name: str) -> None:

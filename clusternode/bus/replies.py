@@ -10,7 +10,7 @@ from typing import Final, Self
 import attrs
 import trio
 
-from clusternode.bus.interface import NodeOutcome, Reply
+from clusternode.bus.interface import NodeOutcome, Reply, ResultCallback
 from clusternode.core import effects
 from clusternode.core.effects import Outcome
 from clusternode.core.types import Instant, NodeId, ResultCode, Tag
@@ -167,3 +167,11 @@ class MeshReplies:
             return None
         finally:
             self.close()
+
+
+def call_back(on_result: ResultCallback, node_id: NodeId, code: ResultCode) -> None:
+    """Call what the user gave; what it raises must reach neither the node nor other messages."""
+    try:
+        on_result(node_id, code)
+    except (Exception, SystemExit):  # user code
+        logger.exception("on_result raised for node %s", node_id)

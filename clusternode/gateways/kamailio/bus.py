@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import secrets
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +19,7 @@ from clusternode.bus.interface import (
     Receiver,
     ResultCallback,
 )
-from clusternode.bus.replies import MeshReplies
+from clusternode.bus.replies import MeshReplies, call_back
 from clusternode.core import effects as core_effects
 from clusternode.core.effects import Outcome
 from clusternode.core.events import Event
@@ -43,8 +42,6 @@ from clusternode.gateways.kamailio.effects import Effect
 from clusternode.gateways.kamailio.node import KamailioNode
 from clusternode.gateways.kamailio.translate import PeerAddress, parse_address, result_of
 from clusternode.gateways.kamailio.views import HtableView
-
-logger = logging.getLogger(__name__)
 
 OPEN_REQUESTS_MAX: Final = 1024
 OCTETS: Final = "application/octet-stream"
@@ -158,7 +155,7 @@ class KamailioBus:
 
         The bus has no mark for copies: a Kamailio that gets one tells by `dmq_is_from_node`.
         """
-        if not skip_loop_test and (replicated or (source and self._is_of_bus(source))):
+        if replicated or (source and not skip_loop_test and self._is_of_bus(source)):
             return None
         return self._publish(channel, body, content_type, 1, on_result, None, ())
 
@@ -196,7 +193,7 @@ class KamailioBus:
         return delivery
 
     def _new_delivery(self, on_result: ResultCallback | None) -> tuple[Delivery, DeliveryId]:
-        delivery = Delivery(None if on_result is None else partial(_call_back, on_result))
+        delivery = Delivery(None if on_result is None else partial(call_back, on_result))
         delivery_id = DeliveryId(next(self._ids))
         self._deliveries[delivery_id] = delivery
         return delivery, delivery_id
@@ -415,11 +412,3 @@ class KamailioBus:
     def observed(self, event: Event) -> None:
         if self._receiver is not None:
             self._receiver.observed(self, event)
-
-
-def _call_back(on_result: ResultCallback, node_id: NodeId, code: ResultCode) -> None:
-    """Call what the user gave; what it raises must reach neither the node nor other messages."""
-    try:
-        on_result(node_id, code)
-    except Exception:
-        logger.exception("on_result raised for node %s", node_id)

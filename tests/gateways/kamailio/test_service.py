@@ -387,3 +387,25 @@ def test_names_of_strangers_do_not_push_out_those_that_work_nor_flood_the_dns():
     names.resolved(5.0, late, [KAMAILIOS[2]])
     assert names.address_of(5.0, late) == KAMAILIOS[2]
     assert names.address_of(5.0, known) == KAMAILIOS[1]
+
+
+async def test_a_callback_that_wants_to_exit_ends_nothing(autojump_clock):
+    def leave(*_: object) -> None:
+        raise SystemExit(3)
+
+    async with running() as (gateway, _, _):
+        first = await gateway.bus.broadcast("chan", "x", on_result=leave)
+
+        assert set(first.values()) == {ResultCode.OK}
+        assert set((await gateway.bus.broadcast("chan", "y")).values()) == {ResultCode.OK}
+
+
+async def test_a_copy_is_never_replicated_again(autojump_clock):
+    async with running() as (gateway, _, _):
+        bus = gateway.bus
+
+        assert bus.replicate("chan", "x", replicated=True, skip_loop_test=True) is None
+        assert bus.replicate("chan", "x", source="10.0.0.1") is None
+        original = bus.replicate("chan", "x", source="10.0.0.1", skip_loop_test=True)
+
+        assert original is not None and set((await original).values()) == {ResultCode.OK}

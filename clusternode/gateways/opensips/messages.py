@@ -1,5 +1,7 @@
-"""Every packet of an OpenSIPS cluster, as values. Layouts: OpenSIPS 3.3 to 4.0, modules clusterer,
-proto_bin, cachedb_local and usrloc; written down in docs/gateway-opensips.md.
+"""Every packet of an OpenSIPS cluster, as values.
+
+Layouts: OpenSIPS 3.3 to 4.0, modules clusterer, proto_bin, cachedb_local and usrloc; written down
+in docs/gateway-opensips.md.
 
 Texts that OpenSIPS treats as names are `str`: UTF-8, with surrogate escapes for other bytes, so
 that they encode to the bytes that they came from. What belongs to users is `bytes`. Times are Unix

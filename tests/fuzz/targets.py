@@ -35,6 +35,7 @@ from clusternode.core.wire.codec import decode_untrusted, encode
 from clusternode.core.wire.messages import Hello, Resume, Unknown
 from clusternode.core.wire.session import Session
 from clusternode.errors import ConfigError, ControlError, RemoteProtocolError
+from clusternode.gateways.opensips import codec as opensips_codec
 from clusternode.runtime.tls import Credentials
 
 SECRET = b"the secret of the fuzzer"
@@ -147,6 +148,29 @@ def node(data: bytes) -> None:
     assert snapshot.members[0].status == "active", "a peer took us down"
 
 
+def opensips(data: bytes) -> None:
+    """A stream of BIN frames: whatever is read is written to something that is read the same."""
+    reader = opensips_codec.FrameReader()
+    try:
+        frames = reader.receive_data_untrusted(data)
+        assert reader.receive_data_untrusted(b"") == []
+    except RemoteProtocolError as error:
+        must_be_short(error, 1000)
+        frames = [data]
+    assert sum(map(len, frames)) <= len(data)
+    for frame in frames:
+        try:
+            packet = opensips_codec.decode_untrusted(frame)
+        except RemoteProtocolError as error:
+            must_be_short(error, 1000)
+            continue
+        written = opensips_codec.encode(packet)
+        assert len(written) == len(frame)
+        assert opensips_codec.decode_untrusted(written) == packet
+        trailer = opensips_codec.route_of_untrusted(frame)
+        assert trailer == getattr(packet, "trailer", None)
+
+
 def control(data: bytes) -> None:
     """A line of the control socket is a call with the right parameters, or a refusal."""
     try:
@@ -194,6 +218,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "codec": codec,
     "session": session,
     "node": node,
+    "opensips": opensips,
     "control": control,
     "config": config,
     "certificate": certificate,
@@ -233,6 +258,9 @@ def seeds(name: str) -> Iterator[bytes]:
                     yield mode + b"".join(_led(frame))
         case "node":
             yield from (b"".join(_led(frame)) for frame in frames if frame[8:10] != b"\0\1")
+        case "opensips":
+            vectors_of = root / "tests" / "gateways" / "opensips" / "vectors"
+            yield from (path.read_bytes() for path in sorted(vectors_of.glob("*.bin")))
         case "control":
             yield from (
                 b'{"id":1,"method":"%s","params":{}}' % call.name.encode() for call in CALLS

@@ -117,9 +117,9 @@ def topology_of(name: str, named: Named, common: tuple[int, int]):
             return TopologyUpdate(*common, sequence, timestamp, nodes, named.path())
         case "CAP_UPDATE":
             sequence, timestamp = named("cap_seq_no"), named("timestamp")
-            nodes = tuple([capabilities_of(named) for _ in range(named("nr_nodes"))])
+            listed = tuple([capabilities_of(named) for _ in range(named("nr_nodes"))])
             wants_reply = named("require_reply") == 1
-            return CapabilityUpdate(*common, sequence, timestamp, nodes, wants_reply, named.path())
+            return CapabilityUpdate(*common, sequence, timestamp, listed, wants_reply, named.path())
     raise AssertionError(name)
 
 

@@ -16,55 +16,33 @@ import attrs
 from clusternode.core import effects as effect_types
 from clusternode.core.effects import Effect
 from clusternode.core.events import NodeStateChanged
-from clusternode.core.inputs import Input, KnownMember, Persisted, PersistFailed, Start, TimePassed
+from clusternode.core.inputs import Input, Lagged, Persisted, PersistFailed, Start, TimePassed
 from clusternode.core.node import Node
 from clusternode.core.settings import NodeSettings
+from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.types import (
-    Address,
     ConnectionId,
     Instant,
     NodeId,
     Seconds,
 )
 from clusternode.core.wire.messages import Hello
-from clusternode.simulation.connections import Connections, End
+from clusternode.simulation.connections import Connections, NodeEnd
 from clusternode.simulation.history import LifeFact, StatusFact
+from clusternode.simulation.hosts import Host, LiveProcess
 from clusternode.simulation.resolver import ScriptedResolver
 from clusternode.simulation.routes import SimulatedRoutes
-from clusternode.simulation.surroundings import WorldView
+from clusternode.simulation.surroundings import Wish, WorldView
 from clusternode.simulation.traffic import Traffic
 
+TIMER_FIRST_SHARE = 0.5
+"""How often a process that goes on looks at its timers before what has arrived meanwhile."""
 DISK_DELAY: Seconds = 0.005
 """From `Persist` to `Persisted`: one fsync of a solid-state disk."""
 ROUNDING: Seconds = 1e-9
 """What two multiplications may take from a point in time, with room."""
 WAKE_UPS_WITHOUT_PROGRESS_MAX = 100
 """A node whose deadline stays in the past would hold the loop of an agent for ever."""
-
-
-@attrs.define
-class Host:
-    """A machine: its address, its disk and at most one process."""
-
-    node_id: NodeId
-    address: Address
-    is_up: bool = True
-    process: Process | None = None
-    lives: int = 0
-    incarnation: int = 0
-    """On its disk: the last incarnation."""
-    known: tuple[Instant, tuple[KnownMember, ...]] = (0.0, ())
-    """On its disk: when, and which members were known."""
-    disk_error: str = ""
-    """Why nothing can be written to its disk; empty while it can."""
-    clock_offset: Seconds = 0.0
-    """How wrong its wall clock is when a process starts."""
-    clock_rate: float = 1.0
-    """How many seconds its timers count in one second; taken when a process starts."""
-
-    @property
-    def ip(self) -> str:
-        return self.address.host
 
 
 class HomeWorld(WorldView, Protocol):
@@ -78,7 +56,7 @@ class HomeWorld(WorldView, Protocol):
     def traffic(self) -> Traffic: ...
     @property
     def resolver(self) -> ScriptedResolver: ...
-    def end_process(self, process: Process, how: str) -> None: ...
+    def end_process(self, process: LiveProcess, how: str) -> None: ...
 
 
 class Process:
@@ -98,7 +76,7 @@ class Process:
             recorder.begin(settings, world.now, rng)
         self.node = Node(settings, world.now, rng)
         self.connection_ids = itertools.count(1)
-        self.ends: dict[ConnectionId, End] = {}
+        self.ends: dict[ConnectionId, NodeEnd] = {}
         self.is_running = True
         self.is_paused = False
         self.backlog: deque[tuple[Any, ...]] = deque()  # (function, *arguments) while paused
@@ -109,6 +87,13 @@ class Process:
         return self.host.node_id
 
     @property
+    def is_listening(self) -> bool:
+        return self.is_running
+
+    def snapshot(self) -> NodeSnapshot:
+        return self.node.snapshot(self.clock.now)
+
+    @property
     def hello(self) -> Hello:
         return self.node.hello("simulated")
 
@@ -117,6 +102,31 @@ class Process:
         written_at, members = self.host.known
         silent = self.world.now - written_at
         self.feed(Start([attrs.evolve(m, silent_for=m.silent_for + silent) for m in members]))
+
+    def tell(self, wish: Wish) -> None:
+        self.feed(wish)
+
+    def end(self) -> None:
+        """Take note that it is over."""
+        self.is_running = self.is_paused = False
+        self.backlog.clear()
+
+    def resume(self, lag: Seconds) -> None:
+        """Go on after a pause: notice that it lagged, then read what came."""
+        self.is_paused = False
+        self.feed(Lagged(lag))
+        if self.world.rng.random() < TIMER_FIRST_SHARE:
+            self.clock.fire_if_due()
+        backlog, self.backlog = self.backlog, deque()
+        for act, *arguments in backlog:
+            act(*arguments)
+        for end in list(self.ends.values()):
+            self.world.connections.write_again(end)
+
+    def holds_back(self, act: Callable[..., None], *arguments: object) -> bool:
+        if self.is_paused:
+            self.backlog.append((act, *arguments))
+        return self.is_paused
 
     def feed(self, input_: Input) -> None:
         """Step the node and do what it asks for."""
@@ -174,7 +184,7 @@ class Process:
     def _disconnect(self, effect: effect_types.Disconnect) -> None:
         end = self.ends.get(effect.connection)
         if end is not None:
-            self.world.connections.close(end, effect.close)
+            self.world.connections.refuse(end, effect.close)
 
     def _handle(self, effect: effect_types.Handle) -> None:
         self.routes.take(effect)

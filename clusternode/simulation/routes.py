@@ -22,7 +22,7 @@ from clusternode.core.types import (
 )
 from clusternode.core.wire.messages import Message, Reply, Request
 from clusternode.simulation.history import HandlingFact, key_in
-from clusternode.simulation.surroundings import Behaviour, ProcessView, WorldView
+from clusternode.simulation.surroundings import Behaviour, NodeView, WorldView
 from clusternode.simulation.traffic import Traffic
 
 
@@ -40,7 +40,7 @@ class Work:
 class SimulatedRoutes:
     """The handlers of one process."""
 
-    def __init__(self, world: WorldView, traffic: Traffic, process: ProcessView) -> None:
+    def __init__(self, world: WorldView, traffic: Traffic, process: NodeView) -> None:
         self._world = world
         self._traffic = traffic
         self._process = process

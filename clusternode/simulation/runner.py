@@ -15,6 +15,7 @@ from clusternode.simulation.invariants import (
     Violation,
     violations_of,
 )
+from clusternode.simulation.model import ModelWorld
 from clusternode.simulation.scenario import Hope, Scenario
 from clusternode.simulation.world import TIME_ZERO, CoreFailed, World
 
@@ -51,7 +52,7 @@ class RunResult:
 
 def run(scenario: Scenario, seed: int, *, progress: Progress | None = None) -> RunResult:
     """Live through a story once."""
-    return run_in(World(scenario.plan, seed), scenario, progress)
+    return run_in(ModelWorld(scenario.plan, seed), scenario, progress)
 
 
 def run_in(world: World, scenario: Scenario, progress: Progress | None = None) -> RunResult:
@@ -62,7 +63,7 @@ def run_in(world: World, scenario: Scenario, progress: Progress | None = None) -
         name=scenario.name,
         seed=world.seed,
         ok=not shown,
-        digest=world.trace.digest(),
+        digest=world.digest(),
         virtual_s=world.now - TIME_ZERO,
         messages=world.counts.messages,
         inputs=world.counts.inputs,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 
-from clusternode.core.inputs import Input
+from clusternode.core.inputs import Ask, Input, Leave, Publish, RemoveMember
 from clusternode.core.settings import NodeSettings
 from clusternode.core.types import Address, ChannelName, ConnectionId, Instant, NodeId, Seconds
 from clusternode.core.wire.messages import Hello
@@ -48,6 +47,9 @@ class Behaviour:
     """How many request handlers run at a time; beyond it 486."""
 
 
+Wish: TypeAlias = Publish | Ask | Leave | RemoveMember
+
+
 class HostView(Protocol):
     """A machine, as the network sees it."""
 
@@ -62,7 +64,7 @@ class HostView(Protocol):
 
 
 class ProcessView(Protocol):
-    """A process, as its connections and handlers see it."""
+    """A process, as the network sees it."""
 
     @property
     def node_id(self) -> NodeId: ...
@@ -73,17 +75,36 @@ class ProcessView(Protocol):
     @property
     def fact(self) -> LifeFact: ...
     @property
-    def hello(self) -> Hello: ...
-    @property
     def is_running(self) -> bool: ...
     @property
-    def is_paused(self) -> bool: ...
+    def is_listening(self) -> bool:
+        """Whether its kernel takes connections for it."""
+        ...
+
     @property
     def ends(self) -> dict[ConnectionId, Any]: ...
     @property
     def connection_ids(self) -> Iterator[int]: ...
+    def holds_back(self, act: Callable[..., None], *arguments: object) -> bool:
+        """Take what is to be done once the process runs again; False: nothing hinders it now."""
+        ...
+
+
+class Sender(ProcessView, Protocol):
+    """A process, as its callers and its operator see it."""
+
     @property
-    def backlog(self) -> deque[tuple[Any, ...]]: ...
+    def is_paused(self) -> bool: ...
+    def tell(self, wish: Wish) -> None:
+        """Let its user, or its operator, ask something of it."""
+        ...
+
+
+class NodeView(Sender, Protocol):
+    """A process that is a node of the core and nothing else, as its handlers see it."""
+
+    @property
+    def hello(self) -> Hello: ...
     def feed(self, input_: Input) -> None: ...
     def later(self, delay: Seconds, act: Callable[..., None], *arguments: object) -> None: ...
 

@@ -24,7 +24,7 @@ from clusternode.simulation.history import (
     key_in,
     make_key,
 )
-from clusternode.simulation.surroundings import ProcessView, WorldView
+from clusternode.simulation.surroundings import NodeView, ProcessView, Sender, WorldView
 
 _Mine = tuple[NodeId, int, int]  # node, life, number of the delivery or request
 
@@ -42,7 +42,7 @@ class Traffic:
 
     def publish(
         self,
-        process: ProcessView,
+        process: Sender,
         channel: ChannelName,
         destinations: Sequence[NodeId] | None = None,
         body_size: int = 0,
@@ -52,11 +52,11 @@ class Traffic:
         fact = self._expect_results("m", process, mine, channel)
         body = fact.key.encode()
         body += b" " * max(0, body_size - len(body))
-        process.feed(Publish(DeliveryId(mine[2]), channel, body, destinations=destinations))
+        process.tell(Publish(DeliveryId(mine[2]), channel, body, destinations=destinations))
 
     def ask(
         self,
-        process: ProcessView,
+        process: Sender,
         channel: ChannelName,
         timeout: Seconds,
         destinations: Sequence[NodeId] | None = None,
@@ -68,7 +68,7 @@ class Traffic:
         key = make_key("q", *mine)
         fact = RequestFact(key, process.node_id, process.fact.life, self._world.now, timeout)
         self._world.history.requests[key] = self._requests[mine] = fact
-        process.feed(
+        process.tell(
             Ask(
                 RequestId(mine[2]),
                 channel,
@@ -80,7 +80,7 @@ class Traffic:
             )
         )
 
-    def answer(self, process: ProcessView, asker: NodeId, request: Key, tag: Tag) -> None:
+    def answer(self, process: NodeView, asker: NodeId, request: Key, tag: Tag) -> None:
         """Reply to a request."""
         mine = self._next(process)
         fact = self._expect_results("r", process, mine, ChannelName(""))

@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
-from clusternode.core.inputs import Lagged, Leave, RemoveMember
+from clusternode.core.inputs import Leave, RemoveMember
 from clusternode.core.settings import (
     DiscoverySettings,
     HealthSettings,
     MessagingSettings,
-    NodeSettings,
 )
 from clusternode.core.snapshots import NodeSnapshot
-from clusternode.core.types import Address, Incarnation, Instant, NodeId, Seconds
+from clusternode.core.types import Address, Instant, NodeId, Seconds
 from clusternode.errors import ClusternodeError
-from clusternode.simulation.connections import Connections
 from clusternode.simulation.event_queue import EventQueue
-from clusternode.simulation.fidelity import wire_of
 from clusternode.simulation.history import Disturbance, History, LifeFact, Limits, OutboxSample
+from clusternode.simulation.hosts import Host, LiveProcess
 from clusternode.simulation.network import LinkQuality, Network
-from clusternode.simulation.process import Host, Process
 from clusternode.simulation.recording import Recorder
 from clusternode.simulation.resolver import ScriptedResolver
 from clusternode.simulation.surroundings import Behaviour, Counts
+from clusternode.simulation.tcp import Tcp
 from clusternode.simulation.trace import Trace
 from clusternode.simulation.traffic import Traffic
 
@@ -37,8 +36,6 @@ TIME_ZERO: Instant = 10_000.0
 """Where the clock starts: an `Instant` has no zero, and code that thinks so must fail here."""
 WALL_CLOCK_ZERO_MS = 1_700_000_000_000
 """The wall clock at the start, for incarnations."""
-TIMER_FIRST_SHARE = 0.5
-"""How often a process that goes on looks at its timers before what has arrived meanwhile."""
 PORT = 5062
 CLUSTER = "simulated"
 
@@ -73,7 +70,7 @@ def address_of(index: int) -> Address:
 
 
 class World(EventQueue):
-    """All hosts and what connects them."""
+    """All hosts and what connects them; what their processes are is up to a subclass."""
 
     def __init__(
         self,
@@ -89,8 +86,7 @@ class World(EventQueue):
         self.rng = random.Random(f"{seed}/world")
         self.network = Network(random.Random(f"{seed}/network"), plan.quality)
         self.resolver = ScriptedResolver()
-        wire = wire_of(plan.fidelity, random.Random(f"{seed}/wire"))
-        self.connections = Connections(self, wire)
+        self.connections: Tcp[Any] = self._new_connections()
         self.traffic = Traffic(self)
         self.trace = Trace(keep=keep_trace, recorder=recorder)
         self.history = History(settings=limits_of(plan))
@@ -99,6 +95,9 @@ class World(EventQueue):
             node_id: Host(node_id, address_of(index)) for index, node_id in enumerate(plan.node_ids)
         }
         self._machines = Machines(self)
+
+    def _new_connections(self) -> Tcp[Any]:
+        raise AssertionError("a subclass knows")
 
     def host_at(self, ip: str) -> Host | None:
         return self._machines.by_ip.get(ip)
@@ -109,7 +108,7 @@ class World(EventQueue):
     def set_behaviour(self, node_id: NodeId, behaviour: Behaviour) -> None:
         self._machines.behaviours[node_id] = behaviour
 
-    def processes(self) -> list[Process]:
+    def processes(self) -> list[LiveProcess]:
         """All that run, paused ones included, in the order of the plan."""
         return [host.process for host in self.hosts.values() if host.process is not None]
 
@@ -134,31 +133,18 @@ class World(EventQueue):
         claims = self.plan.id_of.get(node_id)
         fact = LifeFact(node_id, host.lives, self.now, claims=claims)
         self.history.lives.setdefault(node_id, []).append(fact)
-        settings = self._settings(host)
-        if not host.disk_error:
-            host.incarnation = settings.incarnation
         self.counts.stepping = node_id
-        host.process = Process(self, host, settings, fact)
+        host.process = self._new_process(host, fact)
         self.trace.note(f"{self.now!r} start {node_id} {host.lives}")
         host.process.start()
         self.connections.release_passable()
 
-    def _settings(self, host: Host) -> NodeSettings:
-        plan = self.plan
-        wall_ms = WALL_CLOCK_ZERO_MS + int((self.now + host.clock_offset - TIME_ZERO) * 1000)
-        drawn = wall_ms << 20 | self.rng.getrandbits(20)
-        notification = plan.notification_of.get(host.node_id, plan.notification)
-        return NodeSettings(
-            node_id=plan.id_of.get(host.node_id, host.node_id),
-            cluster=CLUSTER,
-            incarnation=Incarnation(max(drawn, host.incarnation + 1)),
-            address=host.address,
-            nonce=self.rng.randbytes(16),
-            channels=self.behaviour_of(host.node_id).channels,
-            health=plan.health,
-            discovery=attrs.evolve(plan.discovery, notification_addresses=tuple(notification)),
-            messaging=plan.messaging,
-        )
+    def _new_process(self, host: Host, fact: LifeFact) -> LiveProcess:
+        raise AssertionError("a subclass knows")
+
+    def wall_clock_ms(self, host: Host) -> int:
+        """Return what the wall clock of a host shows, in milliseconds since 1970."""
+        return WALL_CLOCK_ZERO_MS + int((self.now + host.clock_offset - TIME_ZERO) * 1000)
 
     def kill(self, node_id: NodeId) -> None:
         """End a process at once; its host closes its connections."""
@@ -181,22 +167,20 @@ class World(EventQueue):
         process = self.hosts[node_id].process
         if process is not None and process.fact.leaving_since is None:
             process.fact.leaving_since = self.now
-            process.feed(Leave())
+            process.tell(Leave())
 
-    def end_process(self, process: Process, how: str) -> None:
+    def end_process(self, process: LiveProcess, how: str) -> None:
         """End a process that has nothing more to do."""
         if process.is_running:
             self._end(process.node_id, how)
             for end in list(process.ends.values()):
-                self.connections.close(end, None)
+                self.connections.close(end)
 
-    def _end(self, node_id: NodeId, how: str) -> Process | None:
+    def _end(self, node_id: NodeId, how: str) -> LiveProcess | None:
         host = self.hosts[node_id]
         process = host.process
         if process is not None:
-            process.is_running = False
-            process.is_paused = False
-            process.backlog.clear()
+            process.end()
             process.fact.ended = self.now
             process.fact.how = how
             host.process = None
@@ -213,20 +197,12 @@ class World(EventQueue):
             self._machines.begin_disturbance(f"pause {node_id}", [node_id], [])
 
     def resume(self, node_id: NodeId) -> None:
-        """Let a paused process go on: it notices that it lagged, then reads what came."""
+        """Let a paused process go on."""
         process = self.hosts[node_id].process
         if process is None or not process.is_paused:
             return
-        process.is_paused = False
         self._machines.end_disturbance(f"pause {node_id}")
-        process.feed(Lagged(self.now - self._machines.paused_at[node_id]))
-        if self.rng.random() < TIMER_FIRST_SHARE:
-            process.clock.fire_if_due()
-        backlog, process.backlog = process.backlog, type(process.backlog)()
-        for act, *arguments in backlog:
-            act(*arguments)
-        for end in list(process.ends.values()):
-            self.connections.write_again(end)
+        process.resume(self.now - self._machines.paused_at[node_id])
 
     def remove(self, node_id: NodeId, places: Sequence[NodeId]) -> None:
         """Take a node off the member list at some others (dmq.remove)."""
@@ -234,7 +210,7 @@ class World(EventQueue):
             process = self.hosts[place].process
             if process is not None and place != node_id:
                 self.history.removals.append((self.now, place, node_id))
-                process.feed(RemoveMember(node_id))
+                process.tell(RemoveMember(node_id))
 
     # Links.
 
@@ -294,9 +270,16 @@ class World(EventQueue):
 
     # Looking at it.
 
+    def digest(self) -> str:
+        """Return what is the same for equal runs; nothing where runs cannot be equal."""
+        return self.trace.digest()
+
+    def close(self) -> None:
+        """Let go of what the processes hold."""
+
     def snapshots(self) -> dict[NodeId, NodeSnapshot]:
         """What every running node shows of itself."""
-        return {p.node_id: p.node.snapshot(p.clock.now) for p in self.processes()}
+        return {p.node_id: p.snapshot() for p in self.processes()}
 
     def sample_outboxes(self) -> None:
         """Write down how full the outboxes are."""

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from clusternode.core.types import NodeId
+from clusternode.simulation.model import ModelWorld
 from clusternode.simulation.recording import Recorder, RecordingError, decode, encode, replay
 from clusternode.simulation.runner import run_in
 from clusternode.simulation.scenario import load
-from clusternode.simulation.world import World
 
 STORY = Path(__file__).resolve().parent.parent.parent / "scenarios" / "killed-and-restarted.toml"
 
@@ -21,7 +21,7 @@ def recording(tmp_path):
     """Return the recording of a node that lived twice."""
     scenario, path = load(STORY), tmp_path / "n3.trace"
     with path.open("w") as file:
-        world = World(scenario.plan, 1, recorder=Recorder(file, NodeId("n3")))
+        world = ModelWorld(scenario.plan, 1, recorder=Recorder(file, NodeId("n3")))
         assert run_in(world, scenario).ok
     return path
 
@@ -38,9 +38,10 @@ def test_a_replay_gives_the_same_effects_in_every_life(recording):
 def test_recording_changes_nothing(recording, tmp_path):
     scenario = load(STORY)
     with (tmp_path / "again").open("w") as file:
-        recorded = run_in(World(scenario.plan, 1, recorder=Recorder(file, NodeId("n3"))), scenario)
+        recorder = Recorder(file, NodeId("n3"))
+        recorded = run_in(ModelWorld(scenario.plan, 1, recorder=recorder), scenario)
 
-    assert recorded == run_in(World(scenario.plan, 1), scenario)
+    assert recorded == run_in(ModelWorld(scenario.plan, 1), scenario)
     assert (tmp_path / "again").read_text() == recording.read_text()
 
 
@@ -63,7 +64,7 @@ def test_a_full_recording_says_so(tmp_path):
     scenario, path = load(STORY), tmp_path / "n1.trace"
     with path.open("w") as file:
         recorder = Recorder(file, NodeId("n1"), inputs_max=10)
-        run_in(World(scenario.plan, 1, recorder=recorder), scenario)
+        run_in(ModelWorld(scenario.plan, 1, recorder=recorder), scenario)
 
     found = replay(path)
 

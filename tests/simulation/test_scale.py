@@ -9,7 +9,8 @@ from clusternode.core.types import NodeId
 from clusternode.core.wire.codec import encoded_of, frame_of
 from clusternode.core.wire.limits import DIGEST_MAX
 from clusternode.core.wire.messages import Ping
-from clusternode.simulation.world import World, WorldPlan, address_of
+from clusternode.simulation.model import ModelWorld
+from clusternode.simulation.world import WorldPlan, address_of
 
 PING_INTERVAL = 10.0
 ROUNDS = 3
@@ -26,7 +27,7 @@ def counts_per_ping(number: int) -> tuple[float, float]:
         notification=[address_of(0)],
         health=HealthSettings(ping_interval=PING_INTERVAL),
     )
-    world = World(plan, 1)
+    world = ModelWorld(plan, 1)
     for node_id in world.hosts:
         world.start(node_id)
     world.run_until(world.now + 3 * PING_INTERVAL)

@@ -7,6 +7,8 @@ import pytest
 
 from clusternode.core.settings import HealthSettings
 from clusternode.core.types import ChannelName, NodeId, ResultCode
+from clusternode.simulation.model import ModelWorld
+from clusternode.simulation.process import Process
 from clusternode.simulation.world import TIME_ZERO, World, WorldPlan, address_of
 
 ONE, TWO = NodeId("n1"), NodeId("n2")
@@ -20,7 +22,7 @@ PLAN = WorldPlan(
 @pytest.fixture
 def world() -> World:
     """Return two nodes that have seen each other for ten seconds."""
-    made = World(PLAN, 1, keep_trace=True)
+    made = ModelWorld(PLAN, 1, keep_trace=True)
     made.start(ONE)
     made.start(TWO)
     pass_time(made, 10.0)
@@ -35,7 +37,7 @@ def pass_time(world: World, seconds: float) -> None:
 def status_of_two(world: World) -> str:
     process = world.hosts[ONE].process
     assert process is not None
-    rows = {row.node_id: row.status for row in process.node.snapshot(world.now).members}
+    rows = {row.node_id: row.status for row in process.snapshot().members}
     return rows.get(TWO, "missing")
 
 
@@ -49,7 +51,7 @@ def send(world: World) -> list[ResultCode]:
 
 
 def test_the_clock_does_not_start_at_zero():
-    assert World(PLAN, 1).now == TIME_ZERO > 0
+    assert ModelWorld(PLAN, 1).now == TIME_ZERO > 0
 
 
 def test_a_message_arrives_and_its_result_returns(world):
@@ -171,19 +173,19 @@ def test_what_is_on_a_failing_disk_stays_as_it_was(world):
 
 
 def test_the_clock_of_a_process_may_run_fast():
-    world = World(PLAN, 1)
+    world = ModelWorld(PLAN, 1)
     world.hosts[ONE].clock_rate = 1.1
     world.start(ONE)
     pass_time(world, 100.0)
 
     process = world.hosts[ONE].process
-    assert process is not None
+    assert isinstance(process, Process)
     assert process.clock.now == pytest.approx(TIME_ZERO + 110.0)
 
 
 def test_a_twin_says_the_id_of_the_other_and_withdraws():
     plan = attrs.evolve(PLAN, node_ids=[ONE, TWO, NodeId("n3")], id_of={NodeId("n3"): TWO})
-    world = World(plan, 1)
+    world = ModelWorld(plan, 1)
     world.start(ONE)
     world.start(TWO)
     pass_time(world, 10.0)

@@ -29,13 +29,13 @@ from clusternode.cli.parsing import (
 from clusternode.core.types import NodeId
 from clusternode.errors import ScenarioError
 from clusternode.simulation import swarm
+from clusternode.simulation.model import ModelWorld
 from clusternode.simulation.recording import Recorder
 from clusternode.simulation.report import page
 from clusternode.simulation.runner import Progress, RunResult, run_in
 from clusternode.simulation.runner import run as run_story
 from clusternode.simulation.scenario import Scenario, from_mapping, load
 from clusternode.simulation.shrinking import Values, as_toml, shrink
-from clusternode.simulation.world import World
 
 SEEDS_MAX = 1_000_000
 """Of one call: a larger range is a slip of the pen."""
@@ -91,7 +91,7 @@ class Outputs:
                 if self.trace is not None:
                     file = stack.enter_context(self.trace.open("w", encoding="utf-8"))
                     recorder = Recorder(file, NodeId(self.node or ""))
-                world = World(scenario.plan, seed, recorder=recorder)
+                world = ModelWorld(scenario.plan, seed, recorder=recorder)
                 result = run_in(world, scenario, progress)
             if self.report is not None:
                 self.report.write_text(page(scenario, result, world.history), encoding="utf-8")

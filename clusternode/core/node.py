@@ -351,6 +351,8 @@ class Node:
             "ping": lambda key, now: membership.ping_due(key[1], now),
             "pong": lambda key, now: membership.ping_timed_out(key[1], now),
             "dial": lambda key, now: membership.discovery.due(key[1], now),
+            "turn": lambda key, now: membership.discovery.next_turn(now),
+            "exchange": lambda key, now: membership.exchange.due(now),
             "refresh": lambda key, now: membership.discovery.refresh(key[1], now),
             "link": self._link_timed_out,
             "ack": lambda key, now: self._ack_due(key[1]),

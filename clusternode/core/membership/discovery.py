@@ -10,8 +10,6 @@ from __future__ import annotations
 import enum
 import functools
 import ipaddress
-import math
-from collections import deque
 from collections.abc import Sequence
 
 import attrs
@@ -20,6 +18,7 @@ from clusternode.core.context import Context
 from clusternode.core.effects import Dial, Resolve
 from clusternode.core.events import AddressReachable, AddressUnreachable
 from clusternode.core.inputs import DialFailure, ResolvedAddress
+from clusternode.core.membership.dialing import DialLine
 from clusternode.core.snapshots import AddressSnapshot
 from clusternode.core.types import Address, Instant, NodeId, Seconds
 from clusternode.errors import ConfigError
@@ -30,10 +29,6 @@ BACKOFF_DOUBLINGS_MAX = 16
 """Beyond this the back-off is at `redial_max` with any sensible settings."""
 ADDRESSES_OF_NODE_MAX = 8
 """So many addresses of one node are dialled: where it says it is, was, and was found."""
-
-KEPT_BACK_DIVISOR = 10
-"""This part of `dials_per_second` is only for addresses where a node was once, or must be."""
-
 
 class TargetState(enum.Enum):
     """What is going on with one address."""
@@ -62,7 +57,7 @@ class Target:
     is_proven: bool = False
     """Whether a node was ever connected there."""
     is_queued: bool = False
-    """Whether it is due, but `dials_per_second` are used up."""
+    """Whether it is due, but waits in line: `dials_per_second` are used up."""
     names: list[Address] = attrs.Factory(list)
     """The notification addresses that it stands for; dialled for ever if there are any."""
 
@@ -90,9 +85,7 @@ class Discovery:
         self._of_node: dict[NodeId, dict[Address, None]] = {}  # node → its addresses, in order
         self._names: dict[Address, Name] = {}
         self._unreachable: dict[Address, bool] = {}  # notification address → was it announced
-        self._dialed_at: deque[Instant] = deque(  # the last dials, as many as one period allows
-            maxlen=max(1, int(self._settings.dials_per_second))
-        )
+        self._line = DialLine(self._settings.dials_per_second)
 
     def start(self, now: Instant) -> None:
         """Take up the notification addresses of the settings."""
@@ -207,25 +200,33 @@ class Discovery:
         if not target.names and now - target.heard_at >= self._settings.forget_after:
             self._drop(target)
             return
-        free_at = self._free_at(target)
-        target.is_queued = now < free_at
-        if target.is_queued:
-            # Spread those that wait, so that they do not all come back at once.
-            self._schedule(address, free_at + self._context.rng.random())
-            return
-        self._dialed_at.append(now)
+        is_favoured = target.is_proven or target.is_added or bool(target.names)
+        if self._line.may_dial(now, is_favoured=is_favoured):
+            self._dial(target, now)
+        else:
+            target.is_queued = True
+            self._line.join(address, is_favoured=is_favoured)
+            self._wait_for_turn()
+
+    def _dial(self, target: Target, now: Instant) -> None:
+        target.is_queued = False
+        self._line.dialed(now)
         target.state = TargetState.DIALING
         self._context.count("dials")
-        self._context.effects.append(Dial(address))
+        self._context.effects.append(Dial(target.address))
 
-    def _free_at(self, target: Target) -> Instant:
-        """Return when the rate allows this dial; an instant that has passed: now."""
-        period = count = self._dialed_at.maxlen or 1
-        if not (target.is_proven or target.is_added or target.names):
-            count -= count // KEPT_BACK_DIVISOR
-        if len(self._dialed_at) < count:
-            return -math.inf
-        return self._dialed_at[-count] + period / self._settings.dials_per_second
+    def _wait_for_turn(self) -> None:
+        turn = self._line.next_turn()
+        if turn is not None and ("turn",) not in self._context.timers:
+            self._context.timers.set(("turn",), turn)
+
+    def next_turn(self, now: Instant) -> None:
+        """Dial those in line whose turn has come."""
+        while (address := self._line.call(now)) is not None:
+            target = self._targets.get(address)
+            if target is not None and target.is_queued:
+                self._dial(target, now)
+        self._wait_for_turn()
 
     def connected(self, address: Address | None, node_id: NodeId, now: Instant) -> None:
         """Take note that a node is connected; `address` is what we dialled, if we did."""
@@ -237,8 +238,7 @@ class Discovery:
             target.failures = 0
             target.error = ""
             target.state = TargetState.CONNECTED
-            target.is_queued = False
-            self._context.timers.cancel(("dial", target.address))
+            self._stop_waiting(target)
             self._announce(target)
 
     def dial_ended(self, address: Address, now: Instant) -> None:
@@ -285,7 +285,7 @@ class Discovery:
         if target is not None:
             target.state = TargetState.SELF
             target.error = ""
-            self._context.timers.cancel(("dial", address))
+            self._stop_waiting(target)
             self._announce(target)
             self._try_next_candidates(target, now)
 
@@ -303,9 +303,16 @@ class Discovery:
             return False
         return self._is_candidate(target.address)
 
+    def _stop_waiting(self, target: Target) -> None:
+        """Wait neither for the time of a dial nor for its turn."""
+        self._context.timers.cancel(("dial", target.address))
+        if target.is_queued:
+            target.is_queued = False
+            self._line.leave(target.address)
+
     def _drop(self, target: Target) -> None:
         self._unbind(target)
-        self._context.timers.cancel(("dial", target.address))
+        self._stop_waiting(target)
         del self._targets[target.address]
 
     def _backoff(self, failures: int) -> Seconds:

@@ -12,11 +12,14 @@ from clusternode.core.context import Context
 from clusternode.core.membership.links import Link, Links
 from clusternode.core.membership.members import Members, Merged
 from clusternode.core.types import Instant, NodeId, Seconds
-from clusternode.core.wire.codec import split_records
+from clusternode.core.wire.codec import frame_of, split_records
 from clusternode.core.wire.messages import List, Record, Records, Want
 
 EXCHANGE_INTERVAL: Seconds = 1.0
-"""Between two digest exchanges with one node, at least."""
+"""Between two digest exchanges that one node begins, at least, and between two with one peer."""
+ENTRIES_PER_SECOND = 200
+"""A node with a larger table begins exchanges less often: while a large cluster forms, tables
+differ everywhere and nearly all of what such a list says is on its way already."""
 
 
 class Listener(Protocol):
@@ -37,21 +40,58 @@ class Exchange:
         self._links = links
         self._members = members
         self._listener = listener
+        self._began_at: Instant | None = None
+        self._next: tuple[NodeId, int] | None = None  # the peer whose turn comes, and its digest
+        self._introduction = frame_of(Records([members.own]))
 
     def publish(self, record: Record) -> None:
         """Send the own record to every peer at once."""
+        frame = frame_of(Records([record]))
         for link in self._links:
-            self._links.send(link, Records([record]))
+            self._links.send_frame(link, frame)
+
+    def introduce(self, link: Link) -> None:
+        """Send the own record to a peer that has just connected; it is encoded once for all."""
+        own = self._members.own
+        message = self._introduction.message
+        if not isinstance(message, Records) or message.records[0] is not own:
+            self._introduction = frame_of(Records([own]))
+        self._links.send_frame(link, self._introduction)
 
     def digest_untrusted(self, link: Link, digest: int, now: Instant) -> None:
-        """Compare digests; where they differ, begin an exchange, at most one per second."""
+        """Compare digests; where they differ, begin an exchange, now or when its turn comes."""
         if digest == self._members.digest:
             return
         last = link.exchanged_at
-        if last is None or now - last >= EXCHANGE_INTERVAL:
-            link.exchanged_at = now
-            self._context.count("digest_exchanges")
-            self._links.send(link, List(self._members.list_entries(now)))
+        if last is not None and now - last < EXCHANGE_INTERVAL:
+            return
+        if self._began_at is None or now >= self._began_at + self._interval:
+            self._begin(link, now)
+            return
+        if self._next is None:
+            self._context.timers.set(("exchange",), self._began_at + self._interval)
+        self._next = (link.node_id, digest)
+
+    def due(self, now: Instant) -> None:
+        """Begin the exchange that had to wait, if the tables may still differ.
+
+        Only with the peer that was found last: what the others have told of themselves is old by
+        now, and their next ping tells it again.
+        """
+        if self._next is not None:
+            (node_id, digest), self._next = self._next, None
+            link = self._links.open_to(node_id)
+            if link is not None and digest != self._members.digest:
+                self._begin(link, now)
+
+    @property
+    def _interval(self) -> Seconds:
+        return max(EXCHANGE_INTERVAL, len(self._members.rows) / ENTRIES_PER_SECOND)
+
+    def _begin(self, link: Link, now: Instant) -> None:
+        link.exchanged_at = self._began_at = now
+        self._context.count("digest_exchanges")
+        self._links.send(link, List(self._members.list_entries(now)))
 
     def list_untrusted(self, link: Link, message: List, now: Instant) -> None:
         """Answer a list with what the sender lacks and a wish for what we lack."""

@@ -189,11 +189,14 @@ class Links:
     # --- writing --------------------------------------------------------------------------------
 
     def send(self, link: Link, message: WireMessage) -> None:
-        """Queue a message without a position; it overtakes all data.
+        """Queue a message without a position; it overtakes all data."""
+        self.send_frame(link, frame_of(message))
+
+    def send_frame(self, link: Link, frame: Frame) -> None:
+        """Queue the frame of a message without a position.
 
         A peer that asks without reading the answers gets no more of them (`CONTROL_BYTES_MAX`).
         """
-        frame = frame_of(message)
         outlet = link.outlet
         if outlet.control_bytes + frame.size_bytes > CONTROL_BYTES_MAX:
             self._context.count("control_frames_dropped")

@@ -29,7 +29,6 @@ from clusternode.core.wire.messages import (
     Ping,
     Pong,
     Record,
-    Records,
     Resume,
 )
 
@@ -187,7 +186,7 @@ class Membership:
         if address is not None:
             self.discovery.learn(address, node_id, now)
         self.discovery.connected(link.dialed, node_id, now)
-        self.links.send(link, Records([self.members.own]))
+        self.exchange.introduce(link)
         self.keepalive.watch(node_id, now)
         self.keepalive.ping_again(node_id, self._streams.position_mark(node_id), now)
         self._context.count("links_opened")

@@ -98,6 +98,7 @@ class Node:
         self._leaving = Leaving(self._context, self._membership, self._messaging)
         self._inputs = self._input_handlers()
         self._messages = self._message_handlers()
+        self._when_open = self._handlers_when_open()
         self._timers = self._timer_handlers()
 
     def step(self, now: Instant, input_: Input) -> list[Effect]:
@@ -259,6 +260,7 @@ class Node:
         link = self._links.get(received.connection)
         if link is None:
             return
+        when_open = self._when_open
         positioned: list[WireMessage] = []
         for message in received.messages:
             kind = type(message)
@@ -272,7 +274,13 @@ class Node:
                 positioned = []
                 if self._links.get(received.connection) is None:
                     return
-            self._messages[kind](link, message, now)
+            handle = when_open.get(kind)
+            if handle is None:
+                self._messages[kind](link, message, now)
+            elif link.phase is Phase.OPEN:
+                handle(link, message, now)
+            else:
+                self._membership.misbehaved(link, f"{kind.__name__} before Resume", now)
             if self._links.get(received.connection) is None:
                 return
         if positioned:
@@ -297,33 +305,29 @@ class Node:
         membership = self._membership
         return {
             Ack: self._ack,
-            Ping: self._when_open(membership.ping_untrusted),
-            Pong: self._when_open(self._pong),
             Resume: membership.resume_untrusted,
-            Records: self._when_open(membership.exchange.records_untrusted),
-            List: self._when_open(membership.exchange.list_untrusted),
-            Want: self._when_open(membership.exchange.want_untrusted),
             Close: membership.closed_by_peer_untrusted,
             Hello: self._too_late,
             Proof: self._too_late,
             Unknown: lambda link, unknown, now: self._context.count("unknown_types"),
         }
 
+    def _handlers_when_open(
+        self,
+    ) -> dict[type[WireMessage], Callable[[Link, Any, Instant], None]]:
+        """Return the handlers of what may come only after both Resumes."""
+        membership = self._membership
+        return {
+            Ping: membership.ping_untrusted,
+            Pong: self._pong,
+            Records: membership.exchange.records_untrusted,
+            List: membership.exchange.list_untrusted,
+            Want: membership.exchange.want_untrusted,
+        }
+
     def _too_late(self, link: Link, message: WireMessage, now: Instant) -> None:
         name = type(message).__name__
         self._membership.misbehaved(link, f"{name} after the handshake", now)
-
-    def _when_open(
-        self, handler: Callable[[Link, Any, Instant], None]
-    ) -> Callable[[Link, Any, Instant], None]:
-        def handle(link: Link, message: WireMessage, now: Instant) -> None:
-            if link.phase is Phase.OPEN:
-                handler(link, message, now)
-            else:
-                name = type(message).__name__
-                self._membership.misbehaved(link, f"{name} before Resume", now)
-
-        return handle
 
     def _ack(self, link: Link, ack: Ack, now: Instant) -> None:
         stream = self._messaging.deliveries.streams.get(link.node_id)
@@ -348,7 +352,8 @@ class Node:
     def _timer_handlers(self) -> dict[str, Callable[[Any, Instant], None]]:
         membership, messaging = self._membership, self._messaging
         return {
-            "ping": lambda key, now: membership.ping_due(key[1], now),
+            "round": lambda key, now: membership.round_due(key[1], now),
+            "pongs": lambda key, now: membership.pings_overdue(now),
             "pong": lambda key, now: membership.ping_timed_out(key[1], now),
             "dial": lambda key, now: membership.discovery.due(key[1], now),
             "turn": lambda key, now: membership.discovery.next_turn(now),

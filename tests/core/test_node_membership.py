@@ -201,11 +201,13 @@ def check_links(node: Node) -> None:
 def check_targets(node: Node) -> None:
     discovery = node._membership.discovery
     for address, target in discovery._targets.items():
-        is_due = ("dial", address) in node._context.timers
+        is_due = ("dial", address) in node._context.timers or target.is_queued
         if target.state is TargetState.WAITING:
             assert is_due != discovery._is_parked(target)
         else:
             assert not is_due
+        if target.is_queued:
+            assert ("turn",) in node._context.timers
         if target.state is TargetState.CONNECTED:
             assert target.node_id is not None
             assert node._links.of(target.node_id)
@@ -218,13 +220,17 @@ def check_timers(node: Node) -> None:
     timers = node._context.timers
     members = node._membership.members
     keepalive = node._membership.keepalive
-    for key in timers._entries:
-        if key[0] == "ping":
-            assert members.rows[key[1]].health not in (Health.LEFT, Health.REMOVED)
-        elif key[0] == "pong":
-            assert keepalive.is_open(key[1])
+    for node_id in keepalive._rounds._slot_of:
+        assert members.rows[node_id].health not in (Health.LEFT, Health.REMOVED)
+    assert {("round", slot) for slot in keepalive._rounds._slots} == {
+        key for key in timers._entries if key[0] == "round"
+    }
+    awaited = {
+        node_id for _, node_id, ping in keepalive._awaited if keepalive._open.get(node_id) is ping
+    }
+    assert (("pongs",) in timers) == bool(keepalive._awaited)
     for node_id in keepalive._open:
-        assert ("pong", node_id) in timers
+        assert ("pong", node_id) in timers or node_id in awaited
         assert node_id in members.rows
 
 
@@ -250,7 +256,7 @@ def test_nothing_that_happens_to_a_node_raises_or_leaves_it_in_disorder(story, i
 def test_every_message_and_every_input_has_a_handler():
     node = Lone().node
 
-    assert set(node._messages) | _POSITIONED == set(get_args(WireMessage))
+    assert set(node._messages) | set(node._when_open) | _POSITIONED == set(get_args(WireMessage))
     assert set(node._inputs) == set(get_args(Input))
 
 

@@ -30,6 +30,7 @@ BACKOFF_DOUBLINGS_MAX = 16
 ADDRESSES_OF_NODE_MAX = 8
 """So many addresses of one node are dialled: where it says it is, was, and was found."""
 
+
 class TargetState(enum.Enum):
     """What is going on with one address."""
 

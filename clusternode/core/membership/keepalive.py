@@ -6,6 +6,9 @@ open ping at once; a mere connection reset changes nothing.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+
 import attrs
 
 from clusternode.core.context import Context
@@ -16,8 +19,10 @@ from clusternode.core.membership.health import (
 )
 from clusternode.core.membership.links import Link, Links
 from clusternode.core.membership.members import Members, Row
+from clusternode.core.membership.rounds import Rounds
 from clusternode.core.types import Instant, NodeId, Seconds
-from clusternode.core.wire.messages import Ping
+from clusternode.core.wire.codec import frame_of
+from clusternode.core.wire.messages import Frame, Ping
 
 
 @attrs.define(eq=False)
@@ -44,7 +49,9 @@ class Keepalive:
         self._context = context
         self._members = members
         self._links = links
+        self._rounds = Rounds(context)
         self._open: dict[NodeId, OpenPing] = {}
+        self._awaited: deque[tuple[Instant, NodeId, OpenPing]] = deque()  # by first deadline
         self._next_number = 1
         self.round_trips: dict[NodeId, Seconds] = {}
 
@@ -53,44 +60,73 @@ class Keepalive:
 
     def watch(self, node_id: NodeId, now: Instant) -> None:
         """Ping a member from now on, for the first time within one interval."""
-        key = ("ping", node_id)
-        if self._context.timers.deadline_of(key) is None:
+        if node_id not in self._rounds:
             interval = self._context.settings.health.ping_interval
-            self._context.timers.set(key, now + interval * self._context.rng.random())
+            self._rounds.set(node_id, now + interval * self._context.rng.random())
 
     def unwatch(self, node_id: NodeId) -> None:
-        self._context.timers.cancel(("ping", node_id))
+        self._rounds.cancel(node_id)
         self._forget(node_id)
         self.round_trips.pop(node_id, None)
 
-    def tick(self, node_id: NodeId, position_mark: int, now: Instant) -> bool:
-        """Begin the next round for a member; tells whether it must be dialled for that."""
-        self._next_round(node_id, now)
-        if node_id in self._open:
-            return False
-        return self.ping(node_id, position_mark, now)
+    def in_turn(self, slot: int) -> list[NodeId]:
+        """Return whose round begins now."""
+        return self._rounds.take(slot)
+
+    def tick(self, marks: Iterable[tuple[NodeId, int]], now: Instant) -> list[NodeId]:
+        """Begin the next round for some members: one ping, encoded once, asks them all.
+
+        Args:
+            marks: Member and its position mark.
+            now: The present.
+
+        Returns:
+            Who must be dialled for that.
+        """
+        number, frame = self._next_ping()
+        unlinked: list[NodeId] = []
+        for node_id, position_mark in marks:
+            self._next_round(node_id, now)
+            if node_id not in self._open and not self._ask(
+                node_id, position_mark, now, number, frame
+            ):
+                unlinked.append(node_id)
+        return unlinked
+
+    def _next_ping(self) -> tuple[int, Frame]:
+        number = self._next_number
+        self._next_number += 1
+        return number, frame_of(Ping(number, self._members.digest))
 
     def _next_round(self, node_id: NodeId, now: Instant) -> None:
         interval = self._context.settings.health.ping_interval
-        self._context.timers.set(("ping", node_id), now + self._context.jittered(interval))
+        self._rounds.set(node_id, now + self._context.jittered(interval))
 
     def ping(self, node_id: NodeId, position_mark: int, now: Instant) -> bool:
         """Open a ping unless one is; tells whether the member must be dialled for it."""
+        if node_id in self._open:
+            return not self._links.is_open_to(node_id)
+        if node_id in self._rounds:
+            # A ping out of turn takes the place of the next one: a peer that has just gone
+            # gets a whole interval to come back before its next failure.
+            self._next_round(node_id, now)
+        return not self._ask(node_id, position_mark, now, *self._next_ping())
+
+    def _ask(
+        self, node_id: NodeId, position_mark: int, now: Instant, number: int, frame: Frame
+    ) -> bool:
+        """Open a ping; tells whether there is a connection to ask on."""
+        deadline = now + self._context.settings.health.ping_timeout
+        ping = self._open[node_id] = OpenPing(number, now, now, deadline, position_mark)
+        if not self._awaited:
+            self._context.timers.set(("pongs",), deadline)
+        self._awaited.append((deadline, node_id, ping))
+        self._context.count("pings_opened")
         link = self._links.open_to(node_id)
-        if node_id not in self._open:
-            timeout = self._context.settings.health.ping_timeout
-            ping = OpenPing(self._next_number, now, now, now + timeout, position_mark)
-            self._next_number += 1
-            self._open[node_id] = ping
-            self._context.timers.set(("pong", node_id), ping.deadline)
-            self._context.count("pings_opened")
-            if ("ping", node_id) in self._context.timers:
-                # A ping out of turn takes the place of the next one: a peer that has just gone
-                # gets a whole interval to come back before its next failure.
-                self._next_round(node_id, now)
-            if link is not None:
-                self._links.send(link, Ping(ping.number, self._members.digest))
-        return link is None
+        if link is None:
+            return False
+        self._links.send_frame(link, frame)
+        return True
 
     def ping_again(self, node_id: NodeId, position_mark: int, now: Instant) -> None:
         """Ask on the connection there is now: what was sent before proves nothing about it.
@@ -103,14 +139,13 @@ class Keepalive:
         if ping is None or link is None:
             self.ping(node_id, position_mark, now)
             return
-        ping.number = self._next_number
-        self._next_number += 1
+        ping.number, frame = self._next_ping()
         ping.position_mark = position_mark
         ping.sent_at = ping.checked_at = now
-        self._links.send(link, Ping(ping.number, self._members.digest))
+        self._links.send_frame(link, frame)
         if not ping.is_repeated:
             ping.is_repeated = True
-            self._move(node_id, ping, now + self._context.settings.health.ping_timeout)
+            ping.deadline = now + self._context.settings.health.ping_timeout
 
     # --- answers --------------------------------------------------------------------------------
 
@@ -137,17 +172,16 @@ class Keepalive:
         ping = self._open.get(node_id)
         if ping is not None and not ping.is_extended:
             ping.is_extended = True
-            self._move(node_id, ping, ping.deadline + self._context.settings.health.ping_timeout)
+            ping.deadline += self._context.settings.health.ping_timeout
 
     def postpone(self, node_id: NodeId, now: Instant) -> None:
         """Give an open ping its full time again: we have not even begun to dial."""
-        timeout = self._context.settings.health.ping_timeout
-        self._move(node_id, self._open[node_id], now + timeout)
+        self._move(node_id, now + self._context.settings.health.ping_timeout)
 
     def lagged(self, now: Instant) -> None:
         """Give every open ping its full time again: it was we who stood still."""
-        for node_id, ping in self._open.items():
-            self._move(node_id, ping, now + self._context.settings.health.ping_timeout)
+        for ping in self._open.values():
+            ping.deadline = now + self._context.settings.health.ping_timeout
 
     def _proved(self, node_id: NodeId, now: Instant) -> None:
         self._forget(node_id)
@@ -160,12 +194,32 @@ class Keepalive:
 
     # --- failures -------------------------------------------------------------------------------
 
+    def overdue(self, now: Instant) -> Iterator[NodeId]:
+        """Yield whose first deadline has come, and set the timer for the next one.
+
+        Nearly all of them have answered meanwhile, and cost no timer each.
+        """
+        awaited = self._awaited
+        while awaited:
+            due, node_id, ping = awaited[0]
+            is_open = self._open.get(node_id) is ping
+            if is_open and due > now:
+                break
+            awaited.popleft()
+            if is_open:
+                yield node_id
+        if awaited:
+            self._context.timers.set(("pongs",), awaited[0][0])
+
     def timed_out(self, node_id: NodeId, now: Instant) -> bool:
-        """Take the deadline of the open ping; tells whether the ping failed."""
+        """Take a deadline of the open ping; tells whether the ping failed."""
         ping = self._open[node_id]
+        if ping.deadline > now:
+            self._move(node_id, ping.deadline)
+            return False
         link = self._links.open_to(node_id)
         if link is not None and self._is_draining(link, ping):
-            self._move(node_id, ping, now + self._context.settings.health.ping_timeout)
+            self._move(node_id, now + self._context.settings.health.ping_timeout)
             ping.checked_at = now
             return False
         return True
@@ -193,6 +247,7 @@ class Keepalive:
         if self._open.pop(node_id, None) is not None:
             self._context.timers.cancel(("pong", node_id))
 
-    def _move(self, node_id: NodeId, ping: OpenPing, deadline: Instant) -> None:
-        ping.deadline = deadline
+    def _move(self, node_id: NodeId, deadline: Instant) -> None:
+        """Give the open ping of a member a deadline of its own."""
+        self._open[node_id].deadline = deadline
         self._context.timers.set(("pong", node_id), deadline)

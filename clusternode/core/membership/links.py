@@ -7,7 +7,6 @@ smaller node id decides and says so with `Resume`; the larger answers with its o
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -45,7 +44,7 @@ class Outlet:
 
     progress_at: Instant
     """When the writer last took something or was done with it."""
-    control: deque[Frame] = attrs.Factory(deque)
+    control: list[Frame] = attrs.Factory(list)
     """Frames without a position; written before all data."""
     control_bytes: int = 0
     is_announced: bool = False
@@ -198,25 +197,31 @@ class Links:
         A peer that asks without reading the answers gets no more of them (`CONTROL_BYTES_MAX`).
         """
         outlet = link.outlet
-        if outlet.control_bytes + frame.size_bytes > CONTROL_BYTES_MAX:
+        size = frame.size_bytes
+        if outlet.control_bytes + size > CONTROL_BYTES_MAX:
             self._context.count("control_frames_dropped")
             return
         outlet.control.append(frame)
-        outlet.control_bytes += frame.size_bytes
-        self.announce(link)
+        outlet.control_bytes += size
+        if not outlet.is_announced and not outlet.is_writing:
+            outlet.is_announced = True
+            self._context.effects.append(OutputReady(link.connection))
 
     @staticmethod
     def take(link: Link, bytes_max: int) -> tuple[list[Frame], int]:
         """Return the control frames for one write, and their size."""
         outlet = link.outlet
-        frames: list[Frame] = []
-        taken = 0
-        while outlet.control and taken < bytes_max:
-            frame = outlet.control.popleft()
-            taken += frame.size_bytes
-            frames.append(frame)
-        outlet.control_bytes -= taken
-        return frames, taken
+        frames = outlet.control
+        if outlet.control_bytes <= bytes_max:
+            taken = outlet.control_bytes
+            outlet.control, outlet.control_bytes = [], 0
+            return frames, taken
+        count = taken = 0
+        while taken < bytes_max:
+            taken += frames[count].size_bytes
+            count += 1
+        outlet.control, outlet.control_bytes = frames[count:], outlet.control_bytes - taken
+        return frames[:count], taken
 
     def announce(self, link: Link) -> None:
         """Say that something waits to be written, unless that is known already."""

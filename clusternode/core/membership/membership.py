@@ -340,12 +340,20 @@ class Membership:
 
     # --- pings ----------------------------------------------------------------------------------
 
-    def ping_due(self, node_id: NodeId, now: Instant) -> None:
-        row = self.members.rows.get(node_id)
-        if row is None or row.health in (Health.LEFT, Health.REMOVED):
-            return
-        if self.keepalive.tick(node_id, self._streams.position_mark(node_id), now):
-            self._dial_member(row, now)
+    def round_due(self, slot: int, now: Instant) -> None:
+        """Ping the members whose turn it is, and dial those without a connection."""
+        rows, position_mark = self.members.rows, self._streams.position_mark
+        marks = [
+            (node_id, position_mark(node_id))
+            for node_id in self.keepalive.in_turn(slot)
+            if node_id in rows and rows[node_id].health not in (Health.LEFT, Health.REMOVED)
+        ]
+        for node_id in self.keepalive.tick(marks, now):
+            self._dial_member(rows[node_id], now)
+
+    def pings_overdue(self, now: Instant) -> None:
+        for node_id in self.keepalive.overdue(now):
+            self.ping_timed_out(node_id, now)
 
     def ping_timed_out(self, node_id: NodeId, now: Instant) -> None:
         if not self.keepalive.is_open(node_id):

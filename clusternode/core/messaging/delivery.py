@@ -47,7 +47,7 @@ class Deliveries:
         self.wake = wake
         self._finish = finish
         self.streams: dict[NodeId, Stream] = {}
-        self._settled: list[tuple[DeliveryId, NodeId, ResultCode]] = []
+        self.settled: list[tuple[DeliveryId, NodeId, ResultCode]] = []
         node_id = context.settings.node_id
         self.local = LocalLoop(context, lambda one, code: self.conclude(node_id, (one,), code))
 
@@ -148,13 +148,13 @@ class Deliveries:
         """Give the final result of each."""
         for one in outgoing:
             if one.delivery is not None:
-                self._settled.append((one.delivery, node_id, code))
+                self.settled.append((one.delivery, node_id, code))
             else:
                 assert one.request is not None
                 self._finish(one.request, node_id, code)
 
     def settle(self, delivery: DeliveryId, node_id: NodeId, code: ResultCode) -> None:
-        self._settled.append((delivery, node_id, code))
+        self.settled.append((delivery, node_id, code))
 
     def put(self, node_id: NodeId, outgoing: Outgoing, body_size: int, now: Instant) -> None:
         """Queue a frame for an active member, or give its result at once."""
@@ -265,7 +265,7 @@ class Deliveries:
             return False
         result = ResultCode(code) if code in RESULT_CODES else ResultCode.FAILED
         node_id = stream.node_id
-        append = self._settled.append
+        append = self.settled.append
         for one in settled:
             if one.delivery is not None:
                 append((one.delivery, node_id, result))
@@ -301,7 +301,6 @@ class Deliveries:
             self._context.timers.set(("expire", stream.node_id), max(deadline, now))
 
     def flush(self) -> None:
-        """Hand out the results of this step, if there are any."""
-        if self._settled:
-            self._context.effects.append(Settle(self._settled))
-            self._settled = []
+        """Hand out the results of this step."""
+        self._context.effects.append(Settle(self.settled))
+        self.settled = []

@@ -27,7 +27,7 @@ class LocalLoop:
         self._pending: dict[int, Outgoing] = {}  # position → message; deadlines ascend
         self._asking: dict[int, Outgoing] = {}  # position → request
         self._handling = 0
-        self._arrived: list[tuple[int, Message | Request | Reply]] = []
+        self.arrived: list[tuple[int, Message | Request | Reply]] = []  # in this step
 
     @property
     def is_idle(self) -> bool:
@@ -38,7 +38,7 @@ class LocalLoop:
         assert isinstance(message, Message | Request)
         self._given += 1
         self._handling += 1
-        self._arrived.append((self._given, message))
+        self.arrived.append((self._given, message))
         if outgoing.request is not None:
             self._asking[self._given] = outgoing
             return
@@ -48,7 +48,7 @@ class LocalLoop:
 
     def put_reply(self, reply: Reply) -> None:
         """Show a reply of our own to ourselves to the observers; its result has been given."""
-        self._arrived.append((0, reply))
+        self.arrived.append((0, reply))
 
     def handled(self, position: int, code: ResultCode) -> None:
         self._handling -= 1
@@ -79,8 +79,7 @@ class LocalLoop:
         self._asking.clear()
 
     def flush(self, incarnation: Incarnation) -> None:
-        """Hand what was sent in this step to the routes, if there is anything."""
-        if self._arrived:
-            node_id = self._context.settings.node_id
-            self._context.effects.append(Handle(node_id, incarnation, self._arrived))
-            self._arrived = []
+        """Hand what was sent in this step to the routes."""
+        node_id = self._context.settings.node_id
+        self._context.effects.append(Handle(node_id, incarnation, self.arrived))
+        self.arrived = []

@@ -324,5 +324,8 @@ class Messaging:
 
     def flush(self) -> None:
         """Hand out what this step has gathered, as few effects as possible."""
-        self.deliveries.local.flush(self.incarnation)
-        self.deliveries.flush()
+        deliveries = self.deliveries
+        if deliveries.local.arrived:
+            deliveries.local.flush(self.incarnation)
+        if deliveries.settled:
+            deliveries.flush()

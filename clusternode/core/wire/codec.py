@@ -76,6 +76,8 @@ def frame_of(message: WireMessage) -> Frame:
     `size_bytes` is never less than the encoded size, provided that content types and tags are
     ASCII, as `is_content_type` and `is_tag` demand.
     """
+    if message.__class__ in _SMALL:
+        return Frame(message, limits.FRAME_OVERHEAD_BYTES)
     match message:
         case Message():
             size = len(message.channel) + len(message.content_type) + len(message.source)
@@ -89,12 +91,13 @@ def frame_of(message: WireMessage) -> Frame:
         case Results():
             size = sum(RUN_BYTES_MAX * _split_count(run) for run in message.runs)
             return Frame(message, size + limits.FRAME_OVERHEAD_BYTES)
-        case Ack() | Ping() | Pong() | Resume():
-            return Frame(message, limits.FRAME_OVERHEAD_BYTES)
         case _:
             encoded = encode(message)
             return Frame(message, len(encoded) + limits.FRAME_OVERHEAD_BYTES, encoded)
 
+
+_SMALL: frozenset[type[WireMessage]] = frozenset({Ack, Ping, Pong, Resume})
+"""A few numbers each: the overhead that every frame is counted with is more than that."""
 
 RUN_BYTES_MAX = 22
 """The longest encoded run: a header of 1, two positions of 9 and a code of 3 bytes."""

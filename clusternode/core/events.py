@@ -12,6 +12,17 @@ from typing import Any, ClassVar, TypeAlias
 
 import attrs
 
+from clusternode.core.sip_events import (
+    CacheReplicated,
+    CapabilitySync,
+    CommandReceived,
+    ContactReplicated,
+    HtableReplicated,
+    LocationReplicated,
+    PacketReceived,
+    SipReplicated,
+)
+
 
 @attrs.frozen
 class NodeStateChanged:
@@ -292,55 +303,6 @@ class SubscriberRecovered:
 
 
 @attrs.frozen
-class HtableReplicated:
-    """A Kamailio changed a shared table, asked for the tables, or sent a part of them."""
-
-    NAME: ClassVar[str] = "E_DMQ_HTABLE"
-    ALIAS: ClassVar[str] = "dmq:htable"
-    cluster_id: str
-    node_id: str
-    action: str
-    """set, expire, delete, remove_regex, remove_prefix, sync_request or sync."""
-    table: str
-    key: str = ""
-    """The key, expression or prefix; empty where there is none."""
-    value: str | int | None = None
-    """What was set, the seconds of `expire`, or the number of cells of `sync`."""
-
-
-@attrs.frozen
-class ContactReplicated:
-    """A Kamailio replicated a contact of its location table (dmq_usrloc)."""
-
-    NAME: ClassVar[str] = "E_DMQ_USRLOC"
-    ALIAS: ClassVar[str] = "dmq:usrloc"
-    cluster_id: str
-    node_id: str
-    action: str
-    """update, remove or sync."""
-    aor: str
-    contact: Mapping[str, Any]
-    """The fields as Kamailio names them: c, ruid, callid, expires, user_agent, …"""
-
-
-@attrs.frozen
-class SipReplicated:
-    """A Kamailio replicated a SIP request to us (dmq_t_replicate)."""
-
-    NAME: ClassVar[str] = "E_DMQ_SIP_REQUEST"
-    ALIAS: ClassVar[str] = "dmq:sip"
-    cluster_id: str
-    source: str
-    """The host that it came from."""
-    method: str
-    uri: str
-    call_id: str
-    headers: Mapping[str, Any]
-    """Name → values, in the order in which they came."""
-    body: bytes
-
-
-@attrs.frozen
 class CertificateExpires:
     """The certificate of this node expires within 30 days, or has expired; raised once a day."""
 
@@ -393,6 +355,11 @@ Event: TypeAlias = (
     | HtableReplicated
     | ContactReplicated
     | SipReplicated
+    | CacheReplicated
+    | LocationReplicated
+    | PacketReceived
+    | CapabilitySync
+    | CommandReceived
     | CertificateExpires
     | Custom
 )
@@ -424,5 +391,10 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     HtableReplicated,
     ContactReplicated,
     SipReplicated,
+    CacheReplicated,
+    LocationReplicated,
+    PacketReceived,
+    CapabilitySync,
+    CommandReceived,
     CertificateExpires,
 )

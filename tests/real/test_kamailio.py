@@ -19,12 +19,8 @@ import trio
 from clusternode.bus.interface import Arrivals
 from clusternode.bus.interface import Bus as ClusternodeBus
 from clusternode.core.effects import Outcome
-from clusternode.core.events import (
-    ContactReplicated,
-    HtableReplicated,
-    NodeStateChanged,
-    SipReplicated,
-)
+from clusternode.core.events import NodeStateChanged
+from clusternode.core.sip_events import ContactReplicated, HtableReplicated, SipReplicated
 from clusternode.core.types import ResultCode
 from clusternode.core.wire.messages import Request
 from clusternode.gateways.kamailio.bus import KamailioBus

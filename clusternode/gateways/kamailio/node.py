@@ -14,7 +14,8 @@ from typing import Final
 
 import attrs
 
-from clusternode.core.events import LimitReached, PeerMisbehaved, SipReplicated
+from clusternode.core.events import LimitReached, PeerMisbehaved
+from clusternode.core.sip_events import SipReplicated
 from clusternode.core.types import (
     ChannelName,
     DeliveryId,

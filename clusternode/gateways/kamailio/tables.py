@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-from clusternode.core.events import ContactReplicated, Event, HtableReplicated
+from clusternode.core.events import Event
+from clusternode.core.sip_events import ContactReplicated, HtableReplicated
 from clusternode.core.types import Instant, NodeId, Seconds
 from clusternode.errors import RemoteProtocolError
 from clusternode.gateways.kamailio.bus_membership import Membership

@@ -144,6 +144,17 @@ class FieldWriter:
         self.data += _LENGTH.pack(len(value))
         self.data += value
 
+    def packed(self, layout: struct.Struct, value: int) -> None:
+        """Put a number as a string of its bytes: OpenSIPS has no integers of 64 bits.
+
+        Raises:
+            LocalProtocolError: It has too many bits.
+        """
+        try:
+            self.blob(layout.pack(value))
+        except struct.error:
+            raise LocalProtocolError(f"{value} does not fit into {layout.size} bytes") from None
+
     def texts(self, *values: str) -> None:
         """Put strings.
 
@@ -156,3 +167,8 @@ class FieldWriter:
                 self.blob(value.encode("utf-8", "surrogateescape"))
             except UnicodeEncodeError:
                 raise LocalProtocolError("a text with a lone surrogate") from None
+
+
+def printable(text: str) -> str:
+    """Return a text that came from a packet for an event: bytes that are no UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

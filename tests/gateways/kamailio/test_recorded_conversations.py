@@ -14,7 +14,8 @@ from random import Random
 import attrs
 import pytest
 
-from clusternode.core.events import ContactReplicated, NodeStateChanged, SipReplicated
+from clusternode.core.events import NodeStateChanged
+from clusternode.core.sip_events import ContactReplicated, SipReplicated
 from clusternode.core.types import ResultCode
 from clusternode.gateways.kamailio.codec import SipRequest, SipResponse, parse_untrusted
 from clusternode.gateways.kamailio.effects import Answer, Arrived, Effect, Raise, Send, Source

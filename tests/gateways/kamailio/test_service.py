@@ -14,7 +14,8 @@ import trio
 
 from clusternode.bus.interface import Arrivals
 from clusternode.core.effects import Outcome
-from clusternode.core.events import Joined, NodeStateChanged, PeerUp, SipReplicated
+from clusternode.core.events import Joined, NodeStateChanged, PeerUp
+from clusternode.core.sip_events import SipReplicated
 from clusternode.core.types import ResultCode
 from clusternode.core.wire.messages import Request
 from clusternode.errors import BodyTooLarge, ConfigError, NoSuchNode

@@ -16,6 +16,8 @@ import attrs
 import trio
 
 from clusternode.backends.subscriptions import BackendSubscriptions, requests_of
+from clusternode.bridge.service import BridgeService, read_bridges
+from clusternode.bridge.settings import Rule
 from clusternode.bus.interface import Bus
 from clusternode.bus.mesh import MeshBus
 from clusternode.config import AgentSettings, ClusterSection
@@ -102,7 +104,8 @@ class Agent:
         self._resolver = resolver or DnsResolver(settings.nameservers)
         self._transport = transport or TcpTransport(self._resolver)
         self._credentials: Credentials | None = None
-        self.kafka = KafkaService(KafkaSettings.read(settings.plugins))
+        kafka = KafkaService(KafkaSettings.read(settings.plugins))
+        self.bridges = BridgeService(self._read_bridges(settings), kafka)
         self._has = (has_control, has_signals, reload_settings)
         self._stopping = trio.Event()
         self._clusters: dict[str, _Cluster] = {}  # cluster name → what belongs to it
@@ -111,6 +114,10 @@ class Agent:
         self._gateways: list[Gateway] = []
 
     # --- what the control socket and tests see --------------------------------------------------
+
+    @property
+    def kafka(self) -> KafkaService:
+        return self.bridges.kafka
 
     @property
     def node_id(self) -> NodeId:
@@ -141,6 +148,10 @@ class Agent:
         """One row of JSON values per route."""
         return [attrs.asdict(route) for route in self.dispatcher.routes()]
 
+    def bridge_status(self) -> Sequence[Mapping[str, Any]]:
+        """One row of JSON values per bridge."""
+        return self.bridges.status()
+
     def stop(self) -> None:
         """Begin to leave; `run` returns when that is done."""
         self._stopping.set()
@@ -163,10 +174,12 @@ class Agent:
         found = {name: read_secrets(section) for name, section in settings.clusters.items()}
         self.events.subscriptions.check(requests_of(settings), path="subscribe")
         self.kafka.prepare(KafkaSettings.read(settings.plugins))
+        self.bridges.prepare(self._read_bridges(settings))
         self._reload_routes(settings)
         # The routes were the last that can be refused; from here on everything takes effect.
         if credentials is not None and prepared is not None:
             credentials.install(prepared)
+        self.bridges.reload()
         self.kafka.reload()
         self.events.declare(settings.routes.events)
         self.events.subscriptions.replace("configuration", requests_of(settings), path="subscribe")
@@ -273,6 +286,7 @@ class Agent:
                 )
             for gateway in self._gateways:
                 await nursery.start(gateway.run)
+            await nursery.start(self.bridges.run, self.dispatcher, self.buses)
             await nursery.start(self.kafka.run, self.dispatcher, self.buses)
             task_status.started()
             await self._stopping.wait()
@@ -357,6 +371,9 @@ class Agent:
 
     # --- gateways -------------------------------------------------------------------------------
 
+    def _read_bridges(self, settings: AgentSettings) -> tuple[Rule, ...]:
+        return read_bridges(settings.plugins, tuple(settings.clusters))
+
     def _read_gateways(self) -> list[Configured]:
         gateways = read_gateways(self.settings.plugins)
         for gateway in gateways:
@@ -375,6 +392,7 @@ class Agent:
         )
         table.add(make_handler(Kind.REQUEST, VIEW_CHANNEL, answer_view))
         self.kafka.check(table)
+        self.bridges.check(table, next(iter(self.settings.clusters), None))
         return table
 
     def _make_dispatcher(self, table: RouteTable) -> Dispatcher:

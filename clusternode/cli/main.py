@@ -29,6 +29,7 @@ COMMANDS = (
     "watch",
     "events",
     "kafka",
+    "bridge",
     "reload",
     "stop",
     "config",

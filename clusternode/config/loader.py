@@ -59,7 +59,10 @@ OPTIONS: Mapping[str, str] = {
 }
 """Options of `run` that are not called as their key is."""
 
-PLUGIN_SECTIONS = ("kafka", "kafka_bridge", "notifications", "notification_listener", "gateway")
+PLUGIN_SECTIONS = (
+    *("kafka", "kafka_bridge", "bridge"),
+    *("notifications", "notification_listener", "gateway"),
+)
 """Sections whose keys are declared elsewhere; kept as `AgentSettings.plugins`."""
 
 Tree = dict[str, Any]  # key → value or Tree, as TOML gives it

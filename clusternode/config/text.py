@@ -159,7 +159,8 @@ REFERENCE_TAIL = """\
 
 | section | where |
 |---|---|
-| `[kafka]`, `[kafka.NAME]`, `[[kafka_bridge]]` | [Kafka](../kafka.md) |
+| `[kafka]`, `[kafka.NAME]` | [Kafka](../kafka.md) |
+| `[[bridge]]`, `[[kafka_bridge]]` | [One bus from three](../one-bus-from-three.md) |
 | `[notifications]`, `[[notifications.routing]]`, `[[notification_listener]]` | [Coming from oslo.messaging](../coming-from-oslo-messaging.md) |
 | `[gateway.NAME]` | [Gateways](gateways.md) |
 """  # noqa: E501  # a row of a table

@@ -403,6 +403,7 @@ _IMMEDIATE: Mapping[str, Callable[[Calls, Values], object]] = {
     "event.unsubscribe": Calls._unsubscribe,
     "event.subscribers": Calls._subscribers,
     "event.rotate": Calls._rotate,
+    "bridge.status": lambda calls, _: calls.controlled.bridge_status(),
 }
 _WAITING: Mapping[str, Callable[[Calls, Values], Awaitable[object]]] = {
     "agent.reload": Calls._reload,

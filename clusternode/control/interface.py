@@ -33,6 +33,10 @@ class Controlled(Protocol):
     @property
     def kafka(self) -> KafkaService: ...
 
+    def bridge_status(self) -> Sequence[Mapping[str, Any]]:
+        """One row of JSON values per bridge."""
+        ...
+
     async def reload(self) -> str:
         """Load the routes again and say what was loaded.
 

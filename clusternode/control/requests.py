@@ -277,7 +277,16 @@ CALLS: tuple[Call, ...] = (
         result="An object: reopened, how many files.",
     ),
 )
-CALLS += KAFKA_CALLS
+CALLS += (
+    *KAFKA_CALLS,
+    Call(
+        name="bridge.status",
+        help="List the bridges, which of them this agent relays for, and what they have relayed.",
+        result="An array of objects: name, source, target, links, state (chosen, standby or every)"
+        ", relayed, failed, filtered, looped, repeated, busy, limited, unreadable, stood_by, "
+        "in_flight, held, dropped, last_error.",
+    ),
+)
 BY_NAME: Mapping[str, Call] = {call.name: call for call in CALLS}
 STATUSES = ("active", "not_active", "disabled")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -14,7 +14,6 @@ from clusternode.config.raw import RawTable
 from clusternode.errors import NoSuchConnection, RouteError
 from clusternode.kafka import library
 from clusternode.kafka.api import connections_of_agent
-from clusternode.kafka.bridges import Bridge, BridgeSettings, read_bridges
 from clusternode.kafka.connections import Connection, KafkaConnections
 from clusternode.kafka.consumer import Consumer, ConsumerSettings, Handle
 from clusternode.kafka.handlers import Host, ListenerHandle, RouteHandle, consumer_settings
@@ -55,7 +54,6 @@ class KafkaSettings:
     """What the configuration says of Kafka."""
 
     connections: Mapping[str, KafkaConnection] = attrs.field(factory=dict)
-    bridges: tuple[BridgeSettings, ...] = ()
     notifier: NotifierDefaults = attrs.field(factory=NotifierDefaults)
     listeners: tuple[ListenerSettings, ...] = ()
 
@@ -72,12 +70,11 @@ class KafkaSettings:
             notifier = read_notifier(plugins.table("notifications"))
             connection = read_notifications(plugins.table("notifications"))
             connections.setdefault(connection.name, connection)
-        tables = plugins.tables("kafka_bridge")
         is_disabled = plugins.has("kafka") and not connections
         if is_disabled:
             return cls()
         listeners = read_listeners(plugins.tables("notification_listener"), connections)
-        return cls(connections, read_bridges(tables, connections), notifier, listeners)
+        return cls(connections, notifier, listeners)
 
     @property
     def is_empty(self) -> bool:
@@ -111,8 +108,8 @@ class KafkaService:
         self.connections.notifier_defaults = settings.notifier
         self._host: RouteHost | None = None
         self._buses: Mapping[str, Bus] = {}
-        self._bridges: list[Bridge] = []
-        self._next_bridges: list[Bridge] = []
+        self._bridges: Callable[[], Iterable[Wanted]] = tuple
+        self._bridges_status: Callable[[], Sequence[Mapping[str, Any]]] = tuple
         self._running: dict[str, _Running] = {}  # name of the consumer → what runs it
         self._starts: list[_Running] = []
         self._changed = trio.Event()
@@ -121,6 +118,14 @@ class KafkaService:
     def attach(self) -> None:
         """Let every task that starts below this one use the connections (`kafka.publish`)."""
         connections_of_agent.set(self.connections)
+
+    def set_bridges(
+        self,
+        wanted: Callable[[], Iterable[Wanted]],
+        status: Callable[[], Sequence[Mapping[str, Any]]],
+    ) -> None:
+        """Say which topics bridges read, and what is shown of those from and to topics."""
+        self._bridges, self._bridges_status = wanted, status
 
     def prepare(self, settings: KafkaSettings) -> None:
         """Say what `check` and the next `reload` are about.
@@ -132,20 +137,11 @@ class KafkaService:
         self._prepared = settings
 
     def check(self, table: RouteTable) -> None:
-        """Add the bridges to a table, and see whether its routes for Kafka can be run.
+        """Add the listeners to a table, and see whether its routes for Kafka can be run.
 
         Raises:
             RouteError: A route names no connection, or an option of it is wrong.
         """
-        known = {each.settings.name: each for each in self._bridges}
-        self._next_bridges = [
-            known[each.name]
-            if each.name in known and known[each.name].settings == each
-            else Bridge(each, self.connections.get, lambda: self._buses)
-            for each in self._prepared.bridges
-        ]
-        for bridge in self._next_bridges:
-            bridge.add_to(table)
         for own in self._prepared.listeners:
             add_listener(table, own, Relay(own, lambda: self._buses, self._events))
         for handler in table.of_kind(Kind.KAFKA):
@@ -206,7 +202,6 @@ class KafkaService:
         """Start and end consumers so that those run that are wanted now."""
         if self._host is None or self._stopping.is_set():
             return
-        self._bridges = self._next_bridges
         wanted = self._wanted(self._host)
         for name, running in tuple(self._running.items()):
             new = wanted.get(name)
@@ -255,24 +250,21 @@ class KafkaService:
                 else ListenerHandle(host, self._buses, handler)
             )
             found[name] = Wanted(connection, settings, handle)
-        for bridge in self._bridges:
-            own = bridge.settings
-            if own.source.kind == "kafka":
-                name = _free_name(own.name, found)
-                settings = ConsumerSettings(
-                    name=name,
-                    topics=(own.source.name,),
-                    group=bridge.group,
-                    retries=own.retries,
-                    dead_letter=own.dead_letter,
-                )
-                found[name] = Wanted(bridge.connection, settings, bridge.take_records)
+        for each in self._bridges():
+            name = _free_name(each.settings.name, found)
+            settings = attrs.evolve(each.settings, name=name)
+            found[name] = Wanted(each.connection, settings, each.handle)
         return found
 
     # --- what operators see ---------------------------------------------------------------------
 
-    def bridges_status(self) -> list[dict[str, Any]]:
-        return [each.status() for each in self._bridges]
+    def bridges_status(self) -> list[Mapping[str, Any]]:
+        """Return the rows of the bridges from and to topics."""
+        return [
+            row
+            for row in self._bridges_status()
+            if any(row[end].startswith("kafka:") for end in ("source", "target"))
+        ]
 
     def consumers(self) -> Sequence[Consumer]:
         return [running.consumer for running in self._running.values()]

@@ -255,6 +255,9 @@ class FakeControlled:
     def stop(self) -> None:
         self.stopped.set()
 
+    def bridge_status(self) -> Sequence[Mapping[str, Any]]:
+        return []
+
     def route_stats(self) -> Sequence[Mapping[str, Any]]:
         return [{"route": "request:locate", "handled": 3, "seconds": 0.00026049700}]
 

@@ -13,12 +13,10 @@ import trio
 
 from clusternode.agent import Agent
 from clusternode.cli.main import main
-from clusternode.config import load_settings
 from clusternode.config.raw import RawTable
 from clusternode.control.server import ControlServer
-from clusternode.errors import ConfigError, RouteError
+from clusternode.errors import RouteError
 from clusternode.kafka.notifications.envelope import decode_untrusted
-from clusternode.kafka.service import KafkaSettings
 from clusternode.testing.fakes import FakeResolver
 from clusternode.testing.memory_transport import MemoryNetwork
 from tests.agents import SEED, agent_settings, eventually, start
@@ -169,44 +167,6 @@ async def test_a_route_for_an_unknown_connection_is_refused_and_names_those_ther
 
     with pytest.raises(RouteError, match=r"no \[kafka.other\]; there are: main"):
         await agent.run()
-
-
-@pytest.mark.parametrize(
-    ("bridge", "expected"),
-    [
-        ({"from": "channel:a"}, "to = None"),
-        ({"from": "channel:a", "to": "channel:b"}, "channel: or event: to kafka:"),
-        ({"from": "kafka:main/t", "to": "event:E"}, "kafka: to channel:"),
-        ({"from": "kafka:none/t", "to": "channel:b"}, "a connection of [kafka.NAME]: main"),
-        ({"from": "channel:a", "to": "kafka:main/t", "key": "{nobody}"}, "fields of origin"),
-        ({"from": "channel:a", "to": "kafka:main/t", "kee": "x"}, "perhaps key"),
-        ({"from": "channel:a b", "to": "kafka:main/t"}, "expected channel:NAME"),
-    ],
-)
-def test_a_wrong_bridge_is_refused(bridge, expected):
-    table = RawTable((), {"kafka": {"main": {}}, "kafka_bridge": [bridge]})
-
-    with pytest.raises(ConfigError) as caught:
-        KafkaSettings.read(table)
-
-    assert expected in str(caught.value)
-
-
-def test_a_file_with_connections_and_bridges_is_read(tmp_path):
-    file = tmp_path / "node.toml"
-    file.write_text(
-        '[kafka.main]\nbrokers = "k:9092"\n'
-        '[[kafka_bridge]]\nfrom = "channel:cdr"\nto = "kafka:main/cdrs"\nkey = "{origin}"\n'
-    )
-
-    settings = KafkaSettings.read(load_settings(file, environ={}, overrides={}).plugins)
-
-    (bridge,) = settings.bridges
-    assert (bridge.name, str(bridge.source), str(bridge.target)) == (
-        "bridge-1",
-        "channel:cdr",
-        "kafka:main/cdrs",
-    )
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ def _init(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from clusternode.backends.subscriptions import check_subscriptions  # start-up speed
+    from clusternode.bridge.service import read_bridges  # start-up speed
     from clusternode.config import load_settings  # start-up speed
     from clusternode.gateways.registry import read_gateways  # start-up speed
     from clusternode.kafka.service import KafkaService, KafkaSettings  # start-up speed
@@ -64,6 +65,7 @@ def _check(arguments: argparse.Namespace) -> int:
     check_exposure(settings)
     check_files(settings)
     read_gateways(settings.plugins)
+    read_bridges(settings.plugins, tuple(settings.clusters))
     kafka = KafkaService(KafkaSettings.read(settings.plugins))
     kafka.connections.check()
     kafka.attach()  # so that kafka:@NAME is looked up

@@ -310,6 +310,7 @@ class KamailioBus:
     def set_channels(self, channels: Iterable[str]) -> None:
         """Say which channels the routes listen to now; DMQ tells nobody."""
         self._channels = tuple(sorted(set(channels)))
+        self._node.tables.listened = frozenset(self._channels)
 
     def attach(self, receiver: Receiver) -> None:
         """Hand everything that arrives and happens to `receiver`."""

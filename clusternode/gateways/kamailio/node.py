@@ -211,25 +211,29 @@ class KamailioNode:
         self.counters.messages += 1
         channel = request.channel
         try:
-            if channel == HTABLE_CHANNEL and self.tables.is_kept:
-                self.tables.receive(now, now + self.unix_offset, request.body, origin)
-                self._reply(request, source, ResultCode.OK)
-                return
-            if channel == USRLOC_CHANNEL:
-                events = usrloc_events(self._cluster, origin.node_id, request.body)
-                self._effects += [effects.Raise(event) for event in events]
-                self._reply(request, source, ResultCode.OK)
-                return
-            if channel == HTABLE_CHANNEL:
-                self.tables.observe(origin.node_id, request.body)
-                self._reply(request, source, ResultCode.OK)
-                return
+            is_of_module = self._take_of_module(now, request, origin)
         except RemoteProtocolError as error:
             self.counters.malformed += 1
             self._complain(now, source, f"channel {channel}: {error}")
             self._reply(request, source, ResultCode.BAD_REQUEST)
             return
-        self._to_routes(now, request, source, origin)
+        if is_of_module and channel not in self.tables.listened:
+            self._reply(request, source, ResultCode.OK)
+        else:
+            self._to_routes(now, request, source, origin)
+
+    def _take_of_module(self, now: Instant, request: SipRequest, origin: PeerAddress) -> bool:
+        """Take what htable or usrloc says; False for any other channel. As they, it may raise."""
+        if request.channel == USRLOC_CHANNEL:
+            events = usrloc_events(self._cluster, origin.node_id, request.body)
+            self._effects += [effects.Raise(event) for event in events]
+        elif request.channel != HTABLE_CHANNEL:
+            return False
+        elif self.tables.is_kept:
+            self.tables.receive(now, now + self.unix_offset, request.body, origin)
+        else:
+            self.tables.observe(origin.node_id, request.body)
+        return True
 
     def _notification(self, now: Instant, request: SipRequest, source: Source) -> None:
         if self.is_leaving:  # an answer would make us active again (measured on 5.6.3)

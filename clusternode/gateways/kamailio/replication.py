@@ -260,6 +260,12 @@ def _contact(fields: object) -> Contact:
     return Contact(action, values)
 
 
+def encode_contact(contact: Contact) -> bytes:
+    """Write one contact, update or removal, with its fields in the order in which they are."""
+    action = next(number for number, name in USRLOC_ACTIONS.items() if name == contact.action)
+    return _dump({"action": action, **contact.fields})
+
+
 # --- JSON ---------------------------------------------------------------------------------------
 
 

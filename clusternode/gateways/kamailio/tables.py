@@ -52,6 +52,8 @@ class SharedTables:
         self.tables = Tables(dict(autoexpire))
         self.is_synced = False
         """Whether a node has taken our sync request since we were alone."""
+        self.listened: frozenset[str] = frozenset()
+        """The channels that routes listen to: what a module says there goes to them, too."""
         self._cluster = cluster
         self._membership = membership
         self._effects = effects

@@ -11,7 +11,7 @@ import attrs
 from clusternode.bus.interface import Bus
 from clusternode.config.kinds import NAME, STRING, Kind, WrongValue, choice, integer, list_of
 from clusternode.config.raw import RawTable
-from clusternode.kafka.bridges import END, End
+from clusternode.kafka.ends import TARGET, End
 from clusternode.kafka.notifications.envelope import PRIORITIES, topics_of
 from clusternode.kafka.notifications.listener import NotificationFilter, NotificationListener
 from clusternode.kafka.notifications.notifier import DRIVERS, NotifierDefaults, RoutingRule
@@ -39,7 +39,7 @@ LISTENER_KEYS: Mapping[str, Kind] = {
     "batch_size": integer(0, 100_000),
     "allow_requeue": Kind("boolean", "true or false", lambda value: _boolean(value)),
     "connection": NAME,
-    "to": END,
+    "to": TARGET,
     "publisher_id": STRING,
     "event_type": STRING,
 }
@@ -97,7 +97,8 @@ def read_listeners(
         table.refuse_unknown(LISTENER_KEYS)
         values = {k: table.value(k, kind) for k, kind in LISTENER_KEYS.items() if table.has(k)}
         end = values.get("to")
-        if not isinstance(end, End) or end.kind == "kafka" or (end.kind == "event" and end.where):
+        fits = isinstance(end, End) and end.kind in ("channel", "event")
+        if not isinstance(end, End) or not fits or (end.kind == "event" and end.where):
             raise table.fail("to", str(end or ""), "channel:NAME[@CLUSTER] or event:NAME")
         settings = ListenerSettings(**cast("dict[str, Any]", values))
         if settings.connection not in connections:

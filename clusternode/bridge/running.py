@@ -1,0 +1,179 @@
+"""One rule at work: its relays, whether this agent is the one that relays, and what it holds."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Final
+
+import attrs
+import trio
+
+from clusternode.bridge.engine import Arrival, Counters, LinkEngine
+from clusternode.bridge.junction import HANDLER_MARGIN
+from clusternode.bridge.memory import Memory, TokenBucket
+from clusternode.bridge.relay import Host, Relay
+from clusternode.bridge.settings import Link, Rule
+from clusternode.bridge.standby import DONE_MAX, Held, Notice, parse_notice_untrusted
+from clusternode.bus.interface import Bus
+from clusternode.core.types import Seconds
+from clusternode.errors import RemoteProtocolError
+from clusternode.kafka.consumer import ConsumerSettings
+from clusternode.kafka.service import Wanted
+from clusternode.routes.contexts import IncomingMessage
+from clusternode.routes.table import Handler, RouteTable, make_handler
+from clusternode.routes.table import Kind as RouteKind
+
+PATIENCE_MARGIN: Final[Seconds] = 2.0
+"""So much longer than a relay may take is a copy held before it is relayed all the same."""
+EVENT, MESSAGE, REQUEST = RouteKind.EVENT, RouteKind.MESSAGE, RouteKind.REQUEST
+
+
+@attrs.frozen
+class Copy:
+    """A message that another agent is to relay, and how we would."""
+
+    relay: Relay
+    arrival: Arrival
+
+
+class RunningRule:
+    """A rule with everything that lives as long as its settings stay the same."""
+
+    def __init__(self, rule: Rule, memory: Memory, host: Host) -> None:
+        self.rule = rule
+        self.counters = Counters()
+        bucket = TokenBucket(rule.limits.rate, rule.limits.burst)
+        self.relays = [
+            Relay(LinkEngine(rule, link, memory, bucket, self.counters), host, self)
+            for link in rule.links
+        ]
+        self.is_chosen = not rule.is_ranked
+        self.shares = False
+        """Whether another agent that we see has this rule too."""
+        self.held: Held[Copy] = Held()
+        self.agents: dict[str, dict[str, str]] = {}  # agent → bus → the id of its node there
+        self._host = host
+        self._done: deque[str] = deque(maxlen=100 * DONE_MAX)
+        self._has_said: dict[str, str] | None = None
+
+    # --- what it hears --------------------------------------------------------------------------
+
+    def add_to(self, table: RouteTable, mesh: str | None) -> None:
+        """Register what it hears but messages, as routes like any others."""
+        for relay in self.relays:
+            source = relay.source
+            if source.kind == "request":
+                self._add(table, make_handler(REQUEST, source.name, relay.take_request), relay)
+            elif source.kind == "event":
+                self._add(table, make_handler(EVENT, source.name, relay.take_event), relay)
+        if self.rule.is_ranked and mesh is not None:
+            handler = make_handler(MESSAGE, self.rule.channel, self.take_notice, via=mesh)
+            handler.name = f"bridge {self.rule.name} notices"
+            table.add(handler)
+
+    def _add(self, table: RouteTable, handler: Handler, relay: Relay) -> None:
+        handler.name = f"bridge {self.rule.name} {relay.engine.link}"
+        handler.via = relay.source.where or None
+        handler.time_limit = self.rule.limits.timeout + HANDLER_MARGIN
+        table.add(handler)
+
+    def wanted(self) -> Iterator[Wanted]:
+        """Yield what is to be read of topics.
+
+        Raises:
+            NoSuchConnection: A reload took it away.
+        """
+        topics = self.rule.topics
+        for relay in self.relays:
+            if relay.source.kind != "kafka":
+                continue
+            connection = self._host.connection(relay.source.where)
+            settings = ConsumerSettings(
+                name=self.rule.name,
+                topics=(relay.source.name,),
+                group=topics.group
+                or connection.settings.group_id
+                or f"clusternode-{self.rule.name}",
+                retries=topics.retries,
+                dead_letter=topics.dead_letter,
+            )
+            yield Wanted(connection, settings, relay.take_records)
+
+    # --- which agent ----------------------------------------------------------------------------
+
+    def rank(self, mesh: Bus) -> bool:
+        """See whether this agent is the one; return whether that has changed."""
+        if not self.rule.is_ranked:
+            return False
+        place = mesh.rank(self.rule.channel)
+        self.shares = place is not None and place[1] > 1
+        before, self.is_chosen = self.is_chosen, place is None or place[0] == 0
+        seen = {member.node_id for member in mesh.members() if member.status == "active"}
+        for gone in [node_id for node_id in self.agents if node_id not in seen]:
+            del self.agents[gone]
+        return before != self.is_chosen
+
+    def hold(self, relay: Relay, arrival: Arrival) -> None:
+        """Keep a message that another agent is to relay."""
+        size = len(arrival.parcel.body)
+        copy = Copy(relay, arrival)
+        self.held.hold(trio.current_time(), arrival.fingerprint, copy, size)
+
+    def done(self, fingerprint: str) -> None:
+        """Remember to tell the others that a message was dealt with here."""
+        if self.shares:
+            self._done.append(fingerprint)
+            self._host.wake()
+
+    def overdue(self) -> list[Copy]:
+        """Take out the copies that are to be relayed here: all of them, once we are chosen."""
+        patience = 0.0 if self.is_chosen else self.rule.limits.timeout + PATIENCE_MARGIN
+        return self.held.overdue(trio.current_time(), patience)
+
+    def tell(self, mesh: Bus, nodes: dict[str, str], *, again: bool) -> None:
+        """Tell the others what was dealt with, and which nodes are ours where that is news."""
+        if not self.shares:
+            self._done.clear()
+            self._has_said = None
+            return
+        is_new = again or nodes != self._has_said
+        while self._done or is_new:
+            count = min(len(self._done), DONE_MAX)
+            done = [self._done.popleft() for _ in range(count)]
+            mesh.broadcast(self.rule.channel, Notice(nodes, done).encode())
+            is_new = False
+        self._has_said = nodes
+
+    def take_notice(self, message: IncomingMessage) -> None:
+        """Take what another agent tells; nonsense is counted and changes nothing."""
+        try:
+            notice = parse_notice_untrusted(message.body)
+        except RemoteProtocolError:
+            self.counters.unreadable += 1
+            return
+        self.agents[message.origin] = dict(notice.nodes)
+        self.held.done(trio.current_time(), notice.done)
+
+    # --- what operators see ---------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        if not self.rule.is_ranked:
+            return "every"
+        return "chosen" if self.is_chosen else "standby"
+
+    def status(self) -> dict[str, Any]:
+        link: Link = self.rule.links[0]
+        errors = [relay.last_error for relay in self.relays if relay.last_error]
+        return {
+            "name": self.rule.name,
+            "source": str(link.source),
+            "target": str(link.target),
+            "links": [str(each) for each in self.rule.links],
+            "state": self.state,
+            **attrs.asdict(self.counters),
+            "held": len(self.held),
+            "dropped": self.held.dropped,
+            "last_error": errors[-1] if errors else "",
+        }

@@ -12,7 +12,7 @@ from clusternode.config import load_settings
 from clusternode.config.raw import RawTable
 from clusternode.errors import ConfigError
 
-GATEWAYS = {"gateway": {"kamailio": {}}}
+GATEWAYS: dict[str, Any] = {"gateway": {"kamailio": {}}}
 FRAUD = {"name": "fraud", "from": "channel:fraud@kamailio", "to": "channel:fraud"}
 
 

@@ -1,0 +1,233 @@
+"""Who is in the cluster, who is whose neighbour, and the way to each node.
+
+Link state as in OpenSIPS's clusterer (4.0, `topology.c`): every node floods its list of
+neighbours, and each computes its own next hops from all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final
+
+import attrs
+
+from clusternode.gateways.opensips.messages import Adjacency, Description, LinkState
+from clusternode.gateways.opensips.settings import BinUrl
+
+NODES_MAX: Final = 128
+"""Of one cluster, us among them (OpenSIPS: MAX_NO_NODES)."""
+NEVER: Final = -1
+"""The sequence number of who has not said anything yet."""
+
+
+@attrs.define
+class Progress:
+    """The last number of one of the three kinds of flooded messages of one source.
+
+    A restarted node begins at 0 again, so 0 is always news unless 0 was the last; then the
+    sender's time decides. A late copy of the 0 that was already taken is none: OpenSIPS 4.0
+    does not keep the order of messages.
+    """
+
+    number: int = NEVER
+    timestamp: int = 0
+    reset_at: int | None = None
+    """The timestamp of the last 0."""
+
+    def take(self, number: int, timestamp: int) -> bool:
+        """Tell whether a message is news, and if so remember it."""
+        if number == 0:
+            is_news = timestamp > self.timestamp if self.number == 0 else timestamp != self.reset_at
+        else:
+            is_news = number > self.number
+        if is_news:
+            self.number, self.timestamp = number, timestamp
+            if number == 0:
+                self.reset_at = timestamp
+        return is_news
+
+    def take_rumour(self, number: int, timestamp: int) -> bool:
+        """As `take`, for what somebody else says of the source, which may be old."""
+        is_news = number > self.number or (number == 0 and timestamp > self.timestamp)
+        if is_news:
+            self.number, self.timestamp = number, timestamp
+        return is_news
+
+
+@attrs.define(eq=False)
+class Node:
+    """Another node of the cluster."""
+
+    node_id: int
+    description: Description
+    url: BinUrl
+    neighbours: tuple[int, ...] = ()
+    link: Progress = attrs.Factory(Progress)
+    topology: Progress = attrs.Factory(Progress)
+    capability: Progress = attrs.Factory(Progress)
+    addresses: tuple[str, ...] = ()
+    """Numeric; none while the name of its url is not looked up."""
+    is_enabled: bool = True
+    was_reachable: bool = False
+    """As it was told last."""
+
+
+class Topology:
+    """All known nodes, by id, and the next hop to each."""
+
+    def __init__(self, own_id: int, *, is_rerouting: bool) -> None:
+        self.neighbours: tuple[int, ...] = ()
+        """Ours: the nodes to which our link is up, the latest first."""
+        self._own_id = own_id
+        self._is_rerouting = is_rerouting
+        self._nodes: dict[int, Node] = {}
+        self._hops: dict[int, int] | None = None  # node → next hop; None: to be computed
+
+    # --- the nodes ------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Node]:
+        """All nodes but us, the latest first, as OpenSIPS lists them."""
+        return reversed(self._nodes.values())
+
+    def __len__(self) -> int:
+        """Return how many nodes there are, us among them."""
+        return len(self._nodes) + 1
+
+    def get(self, node_id: int) -> Node | None:
+        return self._nodes.get(node_id)
+
+    def add(self, node_id: int, description: Description) -> Node | None:
+        """Take a node that was not known; None where there is no room or its url is none."""
+        if node_id == self._own_id or node_id in self._nodes or len(self) >= NODES_MAX:
+            return None
+        try:
+            url = BinUrl.parse(description.url)
+        except ValueError:
+            return None
+        node = self._nodes[node_id] = Node(node_id, description, url)
+        if url.is_numeric:
+            node.addresses = (url.host,)
+        return node
+
+    def remove(self, node_id: int) -> None:
+        """Forget a node, and that it was anybody's neighbour."""
+        self._nodes.pop(node_id, None)
+        for node in self._nodes.values():
+            node.neighbours = _without(node.neighbours, node_id)
+        self.neighbours = _without(self.neighbours, node_id)
+        self._hops = None
+
+    def enabled(self) -> list[int]:
+        """Return all other nodes that are not disabled here, by id."""
+        return sorted(node.node_id for node in self._nodes.values() if node.is_enabled)
+
+    def has_address(self, host: str) -> bool:
+        """Tell whether a numeric address is that of any other node."""
+        return any(host in node.addresses for node in self._nodes.values())
+
+    def set_enabled(self, node: Node, *, is_enabled: bool) -> None:
+        node.is_enabled = is_enabled
+        self._hops = None
+
+    # --- the links ------------------------------------------------------------------------------
+
+    def set_own_link(self, node_id: int, *, is_up: bool) -> None:
+        """Take note that our link to a node came up or went down."""
+        rest = _without(self.neighbours, node_id)
+        self.neighbours = (node_id, *rest) if is_up else rest
+        self._hops = None
+
+    def set_link(self, node: Node, neighbour: int, state: LinkState) -> None:
+        """Take the news of an LS_UPDATE."""
+        rest = _without(node.neighbours, neighbour)
+        if state is LinkState.UP and self._is_known(neighbour):
+            rest = (neighbour, *rest)
+        node.neighbours = rest
+        self._hops = None
+
+    def set_neighbours(self, node: Node, neighbours: Sequence[int]) -> None:
+        """Take the list of a FULL_TOP_UPDATE; ids that nobody has described are passed over."""
+        known = dict.fromkeys(each for each in neighbours if self._is_known(each))
+        known.pop(node.node_id, None)
+        node.neighbours = tuple(known)
+        self._hops = None
+
+    def forget_links(self, node: Node) -> None:
+        """Believe no more in the list of a node that cannot be reached any more.
+
+        What somebody else says of it then is news again. OpenSIPS keeps such a list, and has
+        found ways through dead nodes in it.
+        """
+        node.neighbours = ()
+        node.link.number = NEVER
+        self._hops = None
+
+    def _is_known(self, node_id: int) -> bool:
+        return node_id == self._own_id or node_id in self._nodes
+
+    # --- the ways -------------------------------------------------------------------------------
+
+    @property
+    def hops(self) -> Mapping[int, int]:
+        """Every reachable node with the neighbour that is the next hop to it.
+
+        Fewest hops first, then the smallest priority, then the smallest id.
+        """
+        if self._hops is None:
+            self._hops = self._compute()
+        return self._hops
+
+    def _compute(self) -> dict[int, int]:
+        hops: dict[int, int] = {}
+        level = [(node_id, node_id) for node_id in self.neighbours]
+        while level:
+            level.sort(key=self._rank)
+            following: list[tuple[int, int]] = []
+            for node_id, first in level:
+                node = self._nodes[node_id]
+                if node_id in hops or not node.is_enabled:
+                    continue
+                hops[node_id] = first
+                following += [
+                    (each, first)
+                    for each in node.neighbours
+                    if each not in hops and each in self._nodes
+                ]
+            level = following if self._is_rerouting else []
+        return hops
+
+    def _rank(self, way: tuple[int, int]) -> tuple[int, int]:
+        return (self._nodes[way[0]].description.priority, way[0])
+
+    def next_hop(self, node_id: int, *, but: int | None = None) -> int | None:
+        """Return the neighbour through which a node is reached; `but` never is."""
+        hop = self.hops.get(node_id)
+        return None if hop == but else hop
+
+    # --- what we tell ---------------------------------------------------------------------------
+
+    def adjacencies(
+        self, own_sequence: int, receiver: int, listed: Collection[int]
+    ) -> tuple[Adjacency, ...]:
+        """Return the nodes of a FULL_TOP_UPDATE: us first, all but the receiver.
+
+        `listed` are the ids that the receiver has named in its pong, which need no description.
+        """
+        rows = [Adjacency(self._own_id, None, own_sequence, 0, self.neighbours)]
+        for node in self:
+            if node.node_id != receiver:
+                description = None if node.node_id in listed else node.description
+                rows.append(
+                    Adjacency(
+                        node.node_id,
+                        description,
+                        node.link.number,
+                        node.link.timestamp,
+                        node.neighbours,
+                    )
+                )
+        return tuple(rows)
+
+
+def _without(ids: tuple[int, ...], node_id: int) -> tuple[int, ...]:
+    return tuple(each for each in ids if each != node_id)

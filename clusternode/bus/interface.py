@@ -153,6 +153,9 @@ class Arrivals:
     items: list[tuple[int, Answerable]]  # (ticket, message)
     finish: Callable[[Sequence[tuple[int, ResultCode]]], None]
     channels: Mapping[Tag, ChannelName] = attrs.field(factory=dict)  # tag of ours → its channel
+    is_either: bool = False
+    """Whether message and request in it are one, of a cluster that does not tell them apart: what
+    of the two has no handlers was never meant."""
 
 
 class Receiver(Protocol):

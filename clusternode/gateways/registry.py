@@ -23,7 +23,10 @@ GROUP = "clusternode.gateways"
 SECTION = "gateway"
 """The table of the configuration above those of the gateways."""
 
-IN_TREE: Mapping[str, str] = {"kamailio": "clusternode.gateways.kamailio.plugin:PLUGIN"}
+IN_TREE: Mapping[str, str] = {
+    "kamailio": "clusternode.gateways.kamailio.plugin:PLUGIN",
+    "opensips": "clusternode.gateways.opensips.plugin:PLUGIN",
+}
 """Name → module and object."""
 
 

@@ -222,9 +222,11 @@ class Dispatcher:
             elif self.events.wants_replies:
                 self._raise_arrival(arrivals, message)
         for name, items in messages.items():
-            self._take(plan.messages.get(name), name, arrivals, items)
+            if not (arrivals.is_either and name in plan.requests and name not in plan.messages):
+                self._take(plan.messages.get(name), name, arrivals, items)
         for name, items in requests.items():
-            self._take(plan.requests.get(name), name, arrivals, items)
+            if not (arrivals.is_either and name in plan.messages and name not in plan.requests):
+                self._take(plan.requests.get(name), name, arrivals, items)
 
     def observed(self, bus: Bus, event: Event) -> None:
         """Hand an event to everyone who waits for it."""

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -19,6 +18,7 @@ from clusternode.gateways.kamailio.codec import StreamReader
 from clusternode.gateways.kamailio.effects import Source
 from clusternode.gateways.kamailio.settings import KamailioSettings
 from clusternode.gateways.kamailio.translate import PeerAddress
+from clusternode.gateways.tls import TlsContexts, make_contexts
 
 logger = logging.getLogger(__name__)
 
@@ -148,29 +148,9 @@ class _Connection:
     receiver: trio.MemoryReceiveChannel[Item]
 
 
-@attrs.frozen
-class TlsContexts:
-    """How we show ourselves and whom we believe, on either side."""
-
-    client: ssl.SSLContext
-    server: ssl.SSLContext
-
-
 def _tls_contexts(settings: KamailioSettings) -> TlsContexts:
     assert settings.tls_certificate and settings.tls_key and settings.tls_ca, "checked by plugin"
-    contexts = []
-    for purpose in (ssl.Purpose.SERVER_AUTH, ssl.Purpose.CLIENT_AUTH):
-        try:
-            context = ssl.create_default_context(purpose, cafile=str(settings.tls_ca))
-            context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-        except OSError as error:
-            setting = "gateway.kamailio.tls_certificate"
-            expected = f"certificate, key and CA as PEM ({error.strerror or error})"
-            raise ConfigError(setting, str(settings.tls_certificate), expected) from None
-        context.check_hostname = False  # nodes are known by IP address; the CA is the bus's own
-        context.verify_mode = ssl.CERT_REQUIRED
-        contexts.append(context)
-    return TlsContexts(*contexts)
+    return make_contexts("kamailio", settings.tls_certificate, settings.tls_key, settings.tls_ca)
 
 
 class StreamNetwork:

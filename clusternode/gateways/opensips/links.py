@@ -193,8 +193,10 @@ class Links:
         self._changed = changed
         self._links: dict[int, Link] = {}
 
-    def add(self, node_id: int, retries: int) -> None:
-        self._links[node_id] = Link(node_id, retries, retries_left=retries)
+    def add(self, now: Instant, node_id: int, retries: int) -> None:
+        """Take a node, and ping it."""
+        link = self._links[node_id] = Link(node_id, retries, retries_left=retries)
+        self._enter(now, link, State.RESTART_PINGING)
 
     def remove(self, node_id: int) -> None:
         """Forget a link, as if it had gone down."""
@@ -266,6 +268,16 @@ class Links:
         if link is not None:
             left = link.retries_left
             self._step(now, link, Signal.SEND_FAILED if left else Signal.LAST_FAILED)
+
+    def closed(self, now: Instant, node_id: int) -> None:
+        """Take note that our connection was closed from there, with nothing lost.
+
+        It is no news while a ping is open, and one that closes again and again is not pinged for
+        that more often than any other.
+        """
+        link = self._links.get(node_id)
+        if link is not None and now - link.pinged_at >= self._timing.ping_timeout:
+            self._step(now, link, Signal.CLOSED)
 
     def signal(self, now: Instant, node_id: int, signal: Signal) -> None:
         link = self._links.get(node_id)

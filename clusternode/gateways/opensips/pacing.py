@@ -7,6 +7,7 @@ drops what it has read. So data leaves here at a pace, at most `BURST` at once.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -24,6 +25,9 @@ WAITING_BYTES_MAX: Final = 64 * 1024 * 1024
 UNWRITTEN_MAX: Final = 64
 """Messages handed to one connection that have not reached the kernel."""
 
+ONE: Final = 1.0 - 1e-6
+"""What counts as one: `next_at` is a rounded sum."""
+
 OnEnd = Callable[[ResultCode], None]
 """Takes how it ended: 202 written, 408 perhaps, 480 not sent, 486 no room."""
 
@@ -40,15 +44,14 @@ class Bucket:
     def take(self, now: Instant) -> bool:
         """Take one if there is one."""
         self._fill(now)
-        if self._level < 1.0:
+        if self._level < ONE:
             return False
         self._level -= 1.0
         return True
 
-    def next_at(self, now: Instant) -> Instant:
+    def next_at(self) -> Instant:
         """Tell when there is one to take."""
-        self._fill(now)
-        return now + max(1.0 - self._level, 0.0) / self._rate
+        return self._at + max(1.0 - self._level, 0.0) / self._rate
 
     def _fill(self, now: Instant) -> None:
         if now > self._at:
@@ -81,6 +84,16 @@ class Lane:
         self._unwritten: deque[Waiting] = deque()
 
     @property
+    def is_full(self) -> bool:
+        """Whether the connection has as much as it may."""
+        return len(self._unwritten) >= UNWRITTEN_MAX
+
+    @property
+    def unwritten(self) -> int:
+        """Return how many frames are with the connection."""
+        return len(self._unwritten)
+
+    @property
     def waiting_bytes(self) -> int:
         return sum(len(each.frame) for each in (*self._waiting, *self._unwritten))
 
@@ -95,7 +108,7 @@ class Lane:
     def take(self, now: Instant) -> list[bytes]:
         """Return the frames whose time has come."""
         frames = []
-        while self._waiting and len(self._unwritten) < UNWRITTEN_MAX:
+        while self._waiting and not self.is_full:
             if self._bucket is not None and not self._bucket.take(now):
                 break
             waiting = self._waiting.popleft()
@@ -103,11 +116,11 @@ class Lane:
             frames.append(waiting.frame)
         return frames
 
-    def next_at(self, now: Instant) -> Instant | None:
+    def next_at(self) -> Instant | None:
         """Tell when `take` is due; None while nothing waits, or for what `written` will tell."""
-        if not self._waiting or len(self._unwritten) >= UNWRITTEN_MAX:
+        if not self._waiting or self.is_full:
             return None
-        return now if self._bucket is None else self._bucket.next_at(now)
+        return -math.inf if self._bucket is None else self._bucket.next_at()
 
     def written(self, count: int) -> None:
         """Take note that so many frames have gone to the kernel."""

@@ -1,4 +1,4 @@
-"""`[gateway.opensips]`: the keys, with the names of OpenSIPS's module clusterer where it has them."""
+"""`[gateway.opensips]`: the keys, named as in OpenSIPS's module clusterer where it has them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ Measured: up to 6800 messages a second nothing was lost, at 8000 in one of two r
 each. 3.6 takes what comes.
 """
 
-_URL = re.compile(r"(bins?):(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253}))(?::([0-9]{1,5}))?")
+_URL = re.compile(
+    r"(bins?):(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253}))(?::([0-9]{1,5}))?"
+)
 
 
 @attrs.frozen
@@ -79,6 +81,8 @@ class MyNodeInfo:
     """Opaque; modules of OpenSIPS compare it."""
     is_seed: bool = False
     """`flags=seed`: whose data counts as complete when nobody can be asked for it."""
+    cluster_id: int = 0
+    """Where it is said here too; else 0."""
 
 
 @attrs.frozen
@@ -87,8 +91,8 @@ class Neighbour:
 
     node_id: int
     url: BinUrl
-    priority: int = PRIORITY_DEFAULT
-    retries: int = RETRIES_DEFAULT
+    cluster_id: int = 0
+    """Where it is said here too; else 0."""
 
 
 @attrs.frozen(kw_only=True)
@@ -100,8 +104,8 @@ class OpenSipsSettings:
     my_node_id: int
     """Our id, from 1 on: one that no other node of the cluster has."""
     my_node_info: MyNodeInfo
-    """`url=bin:IP:PORT`, and if wanted `sip_addr=…`, `priority=…`, `no_ping_retries=…`,
-    `flags=seed`, as in opensips.cfg."""
+    """What the others are told of us, as in opensips.cfg: `url`, and if wanted `sip_addr` and
+    `flags=seed`."""
     neighbor_node_info: tuple[Neighbour, ...] = ()
     """`node_id=N, url=bin:IP:PORT` of each node to begin with; one that lives is enough."""
     socket: BinUrl | None = None

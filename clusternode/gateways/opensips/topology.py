@@ -16,6 +16,8 @@ from clusternode.gateways.opensips.settings import BinUrl
 
 NODES_MAX: Final = 128
 """Of one cluster, us among them (OpenSIPS: MAX_NO_NODES)."""
+LATE_MAX: Final = 60
+"""Seconds by which a flooded message may be late; one that is older is of a clock set back."""
 NEVER: Final = -1
 """The sequence number of who has not said anything yet."""
 
@@ -24,9 +26,9 @@ NEVER: Final = -1
 class Progress:
     """The last number of one of the three kinds of flooded messages of one source.
 
-    A restarted node begins at 0 again, so 0 is always news unless 0 was the last; then the
-    sender's time decides. A late copy of the 0 that was already taken is none: OpenSIPS 4.0
-    does not keep the order of messages.
+    A restarted node begins at 0 again, so OpenSIPS takes 0 for news unless 0 was the last; then the
+    sender's time decides. But 4.0 does not keep the order of messages, so here a 0 that others
+    have passed on and that is not younger than what followed it is a late copy.
     """
 
     number: int = NEVER
@@ -34,15 +36,18 @@ class Progress:
     reset_at: int | None = None
     """The timestamp of the last 0."""
 
-    def take(self, number: int, timestamp: int) -> bool:
+    def take(self, number: int, timestamp: int, *, is_direct: bool) -> bool:
         """Tell whether a message is news, and if so remember it."""
-        if number == 0:
-            is_news = timestamp > self.timestamp if self.number == 0 else timestamp != self.reset_at
-        else:
+        if number:
             is_news = number > self.number
+        elif self.number <= 0:
+            is_news = self.number == NEVER or timestamp > self.timestamp
+        else:
+            is_late = 0 <= self.timestamp - timestamp <= LATE_MAX and not is_direct
+            is_news = timestamp != self.reset_at and not is_late
         if is_news:
             self.number, self.timestamp = number, timestamp
-            if number == 0:
+            if not number:
                 self.reset_at = timestamp
         return is_news
 
@@ -82,6 +87,7 @@ class Topology:
         self._is_rerouting = is_rerouting
         self._nodes: dict[int, Node] = {}
         self._hops: dict[int, int] | None = None  # node → next hop; None: to be computed
+        self._hosts: frozenset[str] | None = None  # of all nodes; None: to be collected
 
     # --- the nodes ------------------------------------------------------------------------------
 
@@ -105,8 +111,7 @@ class Topology:
         except ValueError:
             return None
         node = self._nodes[node_id] = Node(node_id, description, url)
-        if url.is_numeric:
-            node.addresses = (url.host,)
+        self.set_addresses(node, (url.host,) if url.is_numeric else ())
         return node
 
     def remove(self, node_id: int) -> None:
@@ -115,7 +120,7 @@ class Topology:
         for node in self._nodes.values():
             node.neighbours = _without(node.neighbours, node_id)
         self.neighbours = _without(self.neighbours, node_id)
-        self._hops = None
+        self._hops = self._hosts = None
 
     def enabled(self) -> list[int]:
         """Return all other nodes that are not disabled here, by id."""
@@ -123,7 +128,16 @@ class Topology:
 
     def has_address(self, host: str) -> bool:
         """Tell whether a numeric address is that of any other node."""
-        return any(host in node.addresses for node in self._nodes.values())
+        if self._hosts is None:
+            self._hosts = frozenset(
+                address for node in self._nodes.values() for address in node.addresses
+            )
+        return host in self._hosts
+
+    def set_addresses(self, node: Node, addresses: tuple[str, ...]) -> None:
+        """Take what the name of a node's url stands for."""
+        node.addresses = addresses
+        self._hosts = None
 
     def set_enabled(self, node: Node, *, is_enabled: bool) -> None:
         node.is_enabled = is_enabled

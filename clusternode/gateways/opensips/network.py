@@ -1,0 +1,255 @@
+"""The sockets of a node of an OpenSIPS cluster: TCP, or TLS for `bins:`. No decisions here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import logging
+import math
+from collections import deque
+from typing import Final, Protocol
+
+import attrs
+import trio
+
+from clusternode.core.types import Seconds
+from clusternode.errors import AddressInUse, ConfigError, RemoteProtocolError
+from clusternode.gateways.opensips.codec import FrameReader
+from clusternode.gateways.opensips.settings import OpenSipsSettings
+from clusternode.gateways.tls import TlsContexts, make_contexts
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT: Final[Seconds] = 5.0
+"""For a connection and its TLS handshake."""
+WRITE_TIMEOUT: Final[Seconds] = 5.0
+"""How long the other end may take nothing before its connection is closed."""
+IDLE_TIMEOUT: Final[Seconds] = 900.0
+"""How long an accepted connection may say nothing: fifteen pauses of a node that is down."""
+CONNECTIONS_MAX: Final = 512
+"""Accepted at a time: four for each node of a full cluster."""
+CONNECTIONS_PER_HOST_MAX: Final = 64
+"""Of those from one address, so that one host cannot keep all others out."""
+READ_SIZE: Final = 16_384
+"""So that what one read brings does not keep the pings of others waiting."""
+WRITE_SIZE: Final = 65_536
+"""Frames are written together up to this; each goes in one call."""
+STREAM_ERRORS: Final = (
+    OSError,  # and ssl.SSLError
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    trio.TooSlowError,
+    RemoteProtocolError,
+)
+"""What ends one connection and nothing else."""
+
+
+class Owner(Protocol):
+    """Who is told what happens on the connections."""
+
+    def accepted(self, number: int, host: str, port: int) -> None: ...
+    def connected(self, number: int) -> None: ...
+    def received(self, number: int, frame: bytes) -> None: ...
+    def written(self, number: int, urgent: int, data: int) -> None: ...
+    def closed(self, number: int) -> None: ...
+
+
+@attrs.define(eq=False)
+class _Wire:
+    """One connection, and the frames that wait to be written."""
+
+    number: int
+    urgent: deque[bytes] = attrs.Factory(deque)
+    data: deque[bytes] = attrs.Factory(deque)
+    news: trio.Event = attrs.Factory(trio.Event)
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
+
+    def batch(self) -> tuple[bytes, int, int]:
+        """Take what is written next, and how many frames of each kind that is."""
+        frames: list[bytes] = []
+        counts = [0, 0]
+        size = 0
+        for kind, waiting in enumerate((self.urgent, self.data)):
+            while waiting and size + len(waiting[0]) <= WRITE_SIZE:
+                frames.append(waiting.popleft())
+                size += len(frames[-1])
+                counts[kind] += 1
+        return b"".join(frames), counts[0], counts[1]
+
+
+class Network:
+    """One listener, a connection of our own to each node, and those that nodes open to us."""
+
+    def __init__(self, settings: OpenSipsSettings) -> None:
+        self._listen = settings.listen
+        url = settings.my_node_info.url
+        # OpenSIPS drops what a node sends from another address than that of its url.
+        self._local_address = url.host if url.is_numeric else None
+        self._tls: TlsContexts | None = None
+        if settings.tls_certificate and settings.tls_key and settings.tls_ca:
+            self._tls = make_contexts(
+                "opensips", settings.tls_certificate, settings.tls_key, settings.tls_ca
+            )
+        self._wires: dict[int, _Wire] = {}
+        self._hosts: dict[str, int] = {}  # address → accepted connections
+        self._accepted = 0
+        self._nursery: trio.Nursery | None = None
+        self._owner: Owner | None = None
+
+    async def run(
+        self, owner: Owner, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen and serve until cancelled.
+
+        Raises:
+            AddressInUse, ConfigError: The address cannot be bound.
+        """
+        self._owner = owner
+        host = self._listen.host
+        try:
+            listeners = await trio.open_tcp_listeners(self._listen.port, host=host)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise AddressInUse(f"{self._listen}: something else listens there") from None
+            expected = f"an address of this host ({error.strerror})"
+            raise ConfigError("gateway.opensips.socket", str(self._listen), expected) from None
+        async with trio.open_nursery() as self._nursery:
+            await self._nursery.start(trio.serve_listeners, self._serve, listeners)
+            task_status.started()
+
+    # --- what the owner wants -------------------------------------------------------------------
+
+    def dial(self, number: int, host: str, port: int, *, is_tls: bool) -> None:
+        assert self._nursery is not None, "the network runs"
+        wire = self._wires[number] = _Wire(number)
+        self._nursery.start_soon(self._dial, wire, host, port, is_tls)
+
+    def send(self, number: int, frame: bytes, *, is_urgent: bool) -> None:
+        wire = self._wires.get(number)
+        if wire is not None:
+            (wire.urgent if is_urgent else wire.data).append(frame)
+            wire.news.set()
+
+    def close(self, number: int) -> None:
+        """End a connection; `closed` is not called for it."""
+        wire = self._wires.pop(number, None)
+        if wire is not None:
+            wire.scope.cancel()
+
+    async def flushed(self) -> None:
+        """Wait until everything urgent has been written."""
+        for wire in list(self._wires.values()):
+            while wire.urgent and wire.number in self._wires:
+                await trio.lowlevel.checkpoint()
+
+    # --- connections ----------------------------------------------------------------------------
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        try:
+            host, port = stream.socket.getpeername()[:2]
+        except OSError:  # it has gone already
+            await trio.aclose_forcefully(stream)
+            return
+        host = _canonical(host)
+        is_full = len(self._wires) >= CONNECTIONS_MAX
+        if is_full or self._hosts.get(host, 0) >= CONNECTIONS_PER_HOST_MAX:
+            logger.warning("connection from %s: too many", host)
+            await trio.aclose_forcefully(stream)
+            return
+        self._accepted -= 1
+        wire = self._wires[self._accepted] = _Wire(self._accepted)
+        self._hosts[host] = self._hosts.get(host, 0) + 1
+        assert self._owner is not None, "the network runs"
+        self._owner.accepted(wire.number, host, port)
+        try:
+            with wire.scope:
+                is_tls = self._listen.is_tls
+                await self._talk(stream, wire, is_tls=is_tls, is_server=True)
+        except* STREAM_ERRORS as group:
+            logger.debug("connection from %s: %s", host, group.exceptions)
+        finally:
+            self._hosts[host] -= 1
+            if not self._hosts[host]:
+                del self._hosts[host]
+            self._ended(wire)
+            await trio.aclose_forcefully(stream)
+
+    async def _dial(self, wire: _Wire, host: str, port: int, is_tls: bool) -> None:
+        stream: trio.SocketStream | None = None
+        try:
+            with wire.scope:
+                with trio.fail_after(CONNECT_TIMEOUT):
+                    stream = await trio.open_tcp_stream(
+                        host, port, local_address=self._local_address
+                    )
+                await self._talk(stream, wire, is_tls=is_tls, is_server=False)
+        except* STREAM_ERRORS as group:
+            logger.debug("connection to %s port %d: %s", host, port, group.exceptions)
+        finally:
+            self._ended(wire)
+            if stream is not None:
+                await trio.aclose_forcefully(stream)
+
+    def _ended(self, wire: _Wire) -> None:
+        if self._wires.get(wire.number) is wire:
+            del self._wires[wire.number]
+            assert self._owner is not None, "the network runs"
+            if trio.current_effective_deadline() > -math.inf:  # else all of us ends
+                self._owner.closed(wire.number)
+
+    async def _secured(
+        self, stream: trio.SocketStream, *, is_tls: bool, is_server: bool
+    ) -> trio.abc.Stream:
+        if not is_tls:
+            return stream
+        if self._tls is None:
+            raise trio.BrokenResourceError("a bins: url, and no certificate of ours")
+        context = self._tls.server if is_server else self._tls.client
+        secure = trio.SSLStream(stream, context, server_side=is_server, https_compatible=True)
+        with trio.fail_after(CONNECT_TIMEOUT):
+            await secure.do_handshake()
+        return secure
+
+    async def _talk(
+        self, stream: trio.SocketStream, wire: _Wire, *, is_tls: bool, is_server: bool
+    ) -> None:
+        """Read and write until the other side closes, or breaks the framing."""
+        assert self._owner is not None, "the network runs"
+        secured = await self._secured(stream, is_tls=is_tls, is_server=is_server)
+        if not is_server:
+            self._owner.connected(wire.number)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write, secured, wire)
+            reader = FrameReader()
+            idle = IDLE_TIMEOUT if is_server else math.inf
+            while True:
+                with trio.fail_after(idle):
+                    data = await secured.receive_some(READ_SIZE)
+                if not data:
+                    break
+                for frame in reader.receive_data_untrusted(bytes(data)):
+                    self._owner.received(wire.number, frame)
+                reader.receive_data_untrusted(b"")  # raises where a bad frame follows the good
+            nursery.cancel_scope.cancel()
+
+    async def _write(self, stream: trio.abc.Stream, wire: _Wire) -> None:
+        assert self._owner is not None, "the network runs"
+        while True:
+            data, urgent, others = wire.batch()
+            if not data:
+                wire.news = trio.Event()
+                await wire.news.wait()
+                continue
+            with trio.fail_after(WRITE_TIMEOUT):
+                await stream.send_all(data)
+            self._owner.written(wire.number, urgent, others)
+
+
+def _canonical(host: str) -> str:
+    """Return an address as urls have it: a socket for IPv6 may give mapped IPv4."""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+    return host

@@ -1,0 +1,230 @@
+"""One node of an OpenSIPS cluster, sans-IO: frames, time and wishes in, effects out.
+
+Specified in docs/gateway-opensips.md; facts about OpenSIPS from its modules clusterer and
+proto_bin, 3.3 to 4.0. Every public method that changes something returns the effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from clusternode.core.events import Event
+from clusternode.core.types import Instant
+from clusternode.errors import RemoteProtocolError
+from clusternode.gateways.opensips import messages
+from clusternode.gateways.opensips.announced import AnnouncedTable
+from clusternode.gateways.opensips.codec import (
+    BridgeRefused,
+    decode_untrusted,
+    route_of_untrusted,
+)
+from clusternode.gateways.opensips.context import Context
+from clusternode.gateways.opensips.effects import Effect
+from clusternode.gateways.opensips.generic import Conversations
+from clusternode.gateways.opensips.membership import Membership
+from clusternode.gateways.opensips.messages import (
+    Generic,
+    RemoveNode,
+    Routed,
+    Trailer,
+)
+from clusternode.gateways.opensips.outbox import Connection
+from clusternode.gateways.opensips.routing import Router
+from clusternode.gateways.opensips.settings import OpenSipsSettings
+
+
+class OpenSipsNode:
+    """A full member of one cluster; also what `parts.Surroundings` says."""
+
+    def __init__(self, cluster: str, settings: OpenSipsSettings, now: Instant) -> None:
+        self.context = Context(cluster, settings, now)
+        self.is_leaving = False
+        self.announced = AnnouncedTable(settings.my_node_id)
+        self.membership = Membership(self.context, self.announced, self._node_changed)
+        self._outbox = self.membership.outbox
+        self.router = Router(
+            self.context, self.membership.topology, self.membership.links, self._outbox
+        )
+        self.scripts = Conversations(self.context, self.others, self.router.send)
+
+    # --- time and the network -------------------------------------------------------------------
+
+    def start(self, now: Instant) -> list[Effect]:
+        """Begin to join. To be called once, before anything else."""
+        self.context.now = now
+        self.membership.start()
+        return self._take()
+
+    def next_deadline(self) -> Instant | None:
+        """Tell when `tick` is due."""
+        parts = (self.membership.links, self._outbox, self.scripts)
+        deadlines = [part.next_deadline() for part in parts]
+        return min((each for each in deadlines if each is not None), default=None)
+
+    def tick(self, now: Instant) -> list[Effect]:
+        """Do what the clock asks for."""
+        self.context.now = now
+        if not self.is_leaving:
+            self.membership.tick()
+            self.scripts.tick()
+        return self._take()
+
+    def accepted(self, now: Instant, connection: int, host: str, port: int) -> list[Effect]:
+        """Take a connection that somebody has opened; its number is below 0."""
+        self.context.now = now
+        self._outbox.accepted(connection, host, port)
+        return self._take()
+
+    def connected(self, now: Instant, connection: int) -> list[Effect]:
+        """Take note that a dial has succeeded."""
+        self.context.now = now
+        self._outbox.connected(connection)
+        return self._take()
+
+    def closed(self, now: Instant, connection: int) -> list[Effect]:
+        """Take note that a connection has ended, or that a dial came to nothing."""
+        self.context.now = now
+        self.membership.closed(connection)
+        return self._take()
+
+    def written(self, now: Instant, connection: int, urgent: int, data: int) -> list[Effect]:
+        """Take note that so many frames of each kind have gone to the kernel."""
+        self.context.now = now
+        self._outbox.written(now, connection, urgent, data)
+        return self._take()
+
+    def resolved(self, now: Instant, host: str, addresses: Sequence[str]) -> list[Effect]:
+        """Take the answer to `Resolve`, best first; none where the name has none."""
+        self.context.now = now
+        self.membership.resolved(host, addresses)
+        return self._take()
+
+    def received(self, now: Instant, connection: int, frame: bytes) -> list[Effect]:
+        """Take one whole frame. Nothing in it can raise."""
+        self.context.now = now
+        self.context.count("received")
+        known = self._outbox.get(connection)
+        if known is None or self.is_leaving or not self.membership.is_enabled:
+            return self._take()
+        try:
+            trailer = route_of_untrusted(frame)
+            if trailer is None:
+                packet = decode_untrusted(frame)
+                assert isinstance(packet, messages.Topology)
+                if packet.cluster_id == self.context.cluster_id:
+                    self.membership.receive(packet, known)
+                else:
+                    self.context.count("foreign")
+            else:
+                self._routed(frame, trailer, known)
+        except BridgeRefused as error:
+            self.context.complain("bridged", None, known.host, str(error))
+        except RemoteProtocolError as error:
+            self.context.complain("malformed", known.node_id, known.host, str(error))
+        return self._take()
+
+    def leave(self, now: Instant) -> list[Effect]:
+        """Say goodbye; nothing is answered any more."""
+        self.context.now = now
+        self.membership.voice.goodbye()
+        self.is_leaving = True
+        return self._take()
+
+    def perform(self, now: Instant, action: Callable[[], object]) -> list[Effect]:
+        """Let a part do something and return what it asks for."""
+        self.context.now = now
+        action()
+        return self._take()
+
+    def _take(self) -> list[Effect]:
+        self.membership.settle()
+        return self.context.take()
+
+    # --- packets of others ----------------------------------------------------------------------
+
+    def _routed(self, frame: bytes, trailer: Trailer, connection: Connection) -> None:
+        """Take or pass on a packet with a trailer."""
+        context, source = self.context, trailer.source
+        if trailer.cluster_id != context.cluster_id:
+            context.count("foreign")
+            return
+        if source == context.own_id:
+            context.count("loops")
+            return
+        if not self.membership.is_from_member(source, connection):
+            return
+        if connection.node_id is not None:
+            self.membership.links.heard(context.now, connection.node_id)
+        if trailer.destination != context.own_id:
+            self.router.forward(frame, trailer, connection)
+            return
+        packet = decode_untrusted(frame)
+        match packet:
+            case Generic():
+                self.scripts.received(packet)
+            case RemoveNode():
+                self._removed(packet)
+            case _:
+                context.count("unknown")
+
+    def _removed(self, packet: RemoveNode) -> None:
+        by = f"removed by node {packet.trailer.source}"
+        if packet.node_id == self.context.own_id:
+            self.membership.set_enabled(packet.node_id, is_enabled=False)
+        else:
+            self.membership.remove(packet.node_id, by)
+
+    def _node_changed(self, node_id: int, is_up: bool) -> None:
+        """Tell the parts who can be reached."""
+
+    # --- what parts see (parts.Surroundings) ----------------------------------------------------
+
+    @property
+    def cluster_name(self) -> str:
+        return self.context.cluster
+
+    @property
+    def node_id(self) -> int:
+        return self.context.own_id
+
+    @property
+    def now(self) -> Instant:
+        return self.context.now
+
+    @property
+    def unix_now(self) -> int:
+        return self.context.unix_now
+
+    def trailer(self, destination: int) -> Trailer:
+        return Trailer(self.context.cluster_id, self.context.own_id, destination)
+
+    def others(self) -> Sequence[int]:
+        return self.membership.topology.enabled()
+
+    def is_reachable(self, node_id: int) -> bool:
+        return self.membership.is_reachable(node_id)
+
+    def send(self, packet: Routed) -> bool:
+        return self.router.send(packet, None)
+
+    def raise_event(self, event: Event) -> None:
+        self.context.raise_event(event)
+
+    def announce_capability(self, name: str, *, is_synced: bool) -> None:
+        self.membership.voice.capability(name, is_synced=is_synced)
+
+    def capability_state(self, node_id: int, name: str) -> bool | None:
+        return self.announced.state(node_id, name)
+
+    def count(self, counter: str, by: int = 1) -> None:
+        self.context.count(counter, by)
+
+    # --- what operators want --------------------------------------------------------------------
+
+    def remove(self, node_id: int) -> bool:
+        """Take a node out of the cluster, everywhere; False where it is not known."""
+        if self.membership.topology.get(node_id) is None:
+            return False
+        for each in self.others():
+            self.send(RemoveNode(self.trailer(each), node_id))
+        return self.membership.remove(node_id, "removed by an operator")

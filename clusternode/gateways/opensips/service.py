@@ -1,0 +1,159 @@
+"""The gateway in trio: owns one machine, performs its effects, drives its one timer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, assert_never
+
+import trio
+
+from clusternode.core.types import Address, Instant, Seconds
+from clusternode.errors import PeerUnreachable
+from clusternode.gateways.opensips import effects
+from clusternode.gateways.opensips.bus import OpenSipsBus
+from clusternode.gateways.opensips.effects import Effect
+from clusternode.gateways.opensips.network import Network
+from clusternode.gateways.opensips.node import OpenSipsNode
+from clusternode.gateways.opensips.settings import OpenSipsSettings
+from clusternode.runtime.resolver import Resolver
+
+logger = logging.getLogger(__name__)
+
+LOOKUPS_MAX: Final = 8
+"""Names that are looked up at a time."""
+CLOCK_CHECK_INTERVAL: Final[Seconds] = 60.0
+"""How often the offset of unix time is taken, for timestamps and the expiry of cells."""
+
+
+def unix_time() -> float:
+    return datetime.now(UTC).timestamp()
+
+
+class OpenSipsGateway:
+    """A full member of one OpenSIPS cluster (`gateways.base.Gateway`)."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: OpenSipsSettings,
+        resolver: Resolver,
+        *,
+        unix_time: Callable[[], float] = unix_time,
+    ) -> None:
+        self.node = OpenSipsNode(name, settings, trio.current_time())
+        self._bus = OpenSipsBus(self.node, self.perform)
+        self._network = Network(settings)
+        self._resolver = resolver
+        self._unix_time = unix_time
+        self._offset_at: Instant = -math.inf
+        self._wake = trio.Event()
+        self._wakes_at: Instant = math.inf
+        self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
+        self._names: list[str] = []  # that are being looked up
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def bus(self) -> OpenSipsBus:
+        return self._bus
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Join the cluster and take part until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            await self._nursery.start(self._network.run, self)
+            self._take_clock(trio.current_time())
+            self.perform(self.node.start(trio.current_time()))
+            logger.info("node %s of cluster %s", self.node.node_id, self._bus.name)
+            task_status.started()
+            await self._keep_time()
+
+    async def leave(self) -> None:
+        """Tell each neighbour that our links are down."""
+        self.perform(self.node.leave(trio.current_time()))
+        await self._network.flushed()
+
+    async def _keep_time(self) -> None:
+        while True:
+            deadline = self.node.next_deadline()
+            self._wakes_at = math.inf if deadline is None else deadline
+            self._wake = trio.Event()
+            with trio.move_on_at(self._wakes_at):
+                await self._wake.wait()
+            now = trio.current_time()
+            self._take_clock(now)
+            self.perform(self.node.tick(now))
+
+    def _take_clock(self, now: Instant) -> None:
+        if now - self._offset_at >= CLOCK_CHECK_INTERVAL:
+            self._offset_at = now
+            self.node.context.unix_offset = self._unix_time() - now
+
+    # --- what the network says (network.Owner) --------------------------------------------------
+
+    def accepted(self, number: int, host: str, port: int) -> None:
+        self.perform(self.node.accepted(trio.current_time(), number, host, port))
+
+    def connected(self, number: int) -> None:
+        self.perform(self.node.connected(trio.current_time(), number))
+
+    def received(self, number: int, frame: bytes) -> None:
+        self.perform(self.node.received(trio.current_time(), number, frame))
+
+    def written(self, number: int, urgent: int, data: int) -> None:
+        self.perform(self.node.written(trio.current_time(), number, urgent, data))
+
+    def closed(self, number: int) -> None:
+        self.perform(self.node.closed(trio.current_time(), number))
+
+    # --- what the machine wants -----------------------------------------------------------------
+
+    def perform(self, wanted: list[Effect]) -> None:
+        """Do what the machine asks for, in order, and see to its timer."""
+        for effect in wanted:
+            match effect:
+                case effects.Send():
+                    self._network.send(effect.connection, effect.frame, is_urgent=effect.is_urgent)
+                case effects.Dial():
+                    self._network.dial(
+                        effect.connection, effect.host, effect.port, is_tls=effect.is_tls
+                    )
+                case effects.Close():
+                    self._network.close(effect.connection)
+                case effects.Resolve():
+                    self._look_up(effect.host)
+                case effects.Raise():
+                    self._bus.observed(effect.event)
+                case (
+                    effects.Arrived()
+                    | effects.Destined()
+                    | effects.Settled()
+                    | effects.Asked()
+                    | effects.Replied()
+                    | effects.Finished()
+                ):
+                    self._bus.told(effect)
+                case _:
+                    assert_never(effect)
+        deadline = self.node.next_deadline()
+        if deadline is not None and deadline < self._wakes_at:
+            self._wakes_at = deadline
+            self._wake.set()
+
+    def _look_up(self, host: str) -> None:
+        if host not in self._names:
+            assert self._nursery is not None, "the gateway runs"
+            self._names.append(host)
+            self._nursery.start_soon(self._resolve, host)
+
+    async def _resolve(self, host: str) -> None:
+        try:
+            async with self._lookups:
+                found = await self._resolver.resolve(Address("tcp", host, 0))
+            addresses = [each.address.host for each in found]
+        except PeerUnreachable as error:
+            logger.warning("%s", error)
+            addresses = []
+        self._names.remove(host)
+        self.perform(self.node.resolved(trio.current_time(), host, addresses))

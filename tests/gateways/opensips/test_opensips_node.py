@@ -13,6 +13,7 @@ from clusternode.gateways.opensips.codec import decode_untrusted, encode
 from clusternode.gateways.opensips.messages import (
     Description,
     Generic,
+    LinkState,
     LinkUpdate,
     ModulePacket,
     NodeDescription,
@@ -296,8 +297,8 @@ def test_a_packet_of_a_known_id_from_the_address_of_another_node_is_taken_as_by_
     [
         (Ping(7, 2, True), "foreign"),
         (Ping(1, 1, True), "own_id"),
-        (LinkUpdate(1, 2, 900, 0, 1, 0, (2, 1)), "loops"),
-        (LinkUpdate(1, 2, 900, 0, 1, 0, (3,)), "loops"),
+        (LinkUpdate(1, 2, 900, 0, 1, LinkState.UP, (2, 1)), "loops"),
+        (LinkUpdate(1, 2, 900, 0, 1, LinkState.UP, (3,)), "loops"),
         (Generic(Trailer(7, 2, 1), True, "t", b""), "foreign"),
         (Generic(Trailer(1, 1, 2), True, "t", b""), "loops"),
         (Generic(Trailer(1, 2, 70), True, "t", b""), "unroutable"),

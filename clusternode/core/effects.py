@@ -65,6 +65,13 @@ class Disconnect:
     close: Close | None
 
 
+@attrs.frozen
+class Measure:
+    """Say how far the bytes of a connection have come: `Measured`, at once."""
+
+    connection: ConnectionId
+
+
 @attrs.define
 class Handle:
     """Positioned messages for the routes: (position, message), in order; one per read.
@@ -177,6 +184,7 @@ Effect: TypeAlias = (
     | OutputReady
     | Write
     | Disconnect
+    | Measure
     | Handle
     | Settle
     | Fanout

@@ -99,6 +99,19 @@ class WriteReady:
 
 
 @attrs.frozen
+class Measured:
+    """The answer to the effect `Measure`: how far the bytes of a connection have come."""
+
+    connection: ConnectionId
+    arrived_bytes: int
+    """What the other host has confirmed since the connection began."""
+    waiting_bytes: int
+    """What was given to the writer and is not confirmed yet."""
+    received_bytes: int
+    """What was read since the connection began, whole frames or not."""
+
+
+@attrs.frozen
 class Disconnected:
     """A connection has ended. `misbehaved` when the peer broke the protocol."""
 
@@ -252,6 +265,7 @@ Input: TypeAlias = (
     | DialFailed
     | FramesReceived
     | WriteReady
+    | Measured
     | Disconnected
     | Resolved
     | Publish

@@ -28,6 +28,7 @@ from clusternode.core.inputs import (
     Input,
     Lagged,
     Leave,
+    Measured,
     Persisted,
     PersistFailed,
     Publish,
@@ -73,6 +74,8 @@ from clusternode.core.wire.session import PROTOCOL_MAX, PROTOCOL_MIN
 STALLING_WRITE_BYTES = 32 * 1024
 """A write from this size on may wait for a slow peer, so its end is of interest; half of what a
 kernel buffers at least."""
+PATIENCE_SHARE = 0.125
+"""The part of `ping_timeout` that a ping waits for a write of more than one frame."""
 
 _POSITIONED = frozenset({Message, Request, Reply, Results})
 
@@ -138,6 +141,7 @@ class Node:
         return {
             FramesReceived: self._frames_received,
             WriteReady: self._write_ready,
+            Measured: self._measured,
             Publish: self._publish,
             Handled: lambda handled, now: messaging.handled(handled, now),
             TimePassed: self._time_passed,
@@ -240,19 +244,27 @@ class Node:
         if link is None:
             self._context.effects.append(Write(ready.connection, [], more=False))
             return
-        frames, taken = self._links.take(link, ready.bytes_max)
         outlet = link.outlet
+        outlet.pace(now, self.settings.health.ping_timeout * PATIENCE_SHARE)
+        bytes_max = min(ready.bytes_max, outlet.bytes_max)
+        frames, taken = self._links.take(link, bytes_max)
         has_more = bool(outlet.control)
         if link.phase is Phase.OPEN:
-            if taken < ready.bytes_max:
-                data = self._messaging.take(link.node_id, ready.bytes_max - taken)
+            if taken < bytes_max:
+                data = self._messaging.take(link.node_id, bytes_max - taken)
                 taken += sum([frame.size_bytes for frame in data])
                 frames += data
             has_more = has_more or self._messaging.has_output(link.node_id)
+        outlet.granted_at = now
         outlet.is_announced = False
         outlet.is_writing = bool(frames) and (has_more or taken >= STALLING_WRITE_BYTES)
-        outlet.progress_at = now
         self._context.effects.append(Write(ready.connection, frames, more=outlet.is_writing))
+
+    def _measured(self, measured: Measured, now: Instant) -> None:
+        link = self._links.get(measured.connection)
+        if link is not None and link.phase is Phase.OPEN:
+            if self._membership.keepalive.measured(link, measured, now):
+                self._membership.ping_failed(link.node_id, now)
 
     # --- frames ---------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from clusternode.core.inputs import (
     DialFailed,
     Disconnected,
     FramesReceived,
+    Measured,
     WriteReady,
 )
 from clusternode.core.settings import NodeSettings
@@ -77,6 +78,11 @@ class Connection:
     """Set when the writer has something to do."""
     granted: effects.Write | None = None
     """What the node answered to `WriteReady`."""
+    written_bytes: int = 0
+    """What the stream has taken altogether."""
+    writing_bytes: int = 0
+    """What the stream is taking now."""
+    read_bytes: int = 0
     is_ending: bool = False
     """The node knows of the end: it is told nothing more. Only `farewell` is to be written."""
     farewell: bytes = b""
@@ -155,6 +161,14 @@ class Connections:
         connection = self._open.pop(effect.connection, None)
         if connection is not None and not connection.is_ending:
             connection.end(effect.close)
+
+    def measure(self, effect: effects.Measure) -> None:
+        connection = self._open.get(effect.connection)
+        if connection is None:
+            return  # it ends, and the node is told
+        arrived, held = connection.wire.progress() or (connection.written_bytes, 0)
+        waiting = held + connection.writing_bytes
+        self._driver.feed(Measured(connection.id, arrived, waiting, connection.read_bytes))
 
     # --- the beginning and the end --------------------------------------------------------------
 
@@ -255,6 +269,7 @@ class Connections:
     def _received(self, connection: Connection, data: bytes | bytearray) -> None:
         self._counters["reads"] += 1
         self._counters["bytes_read"] += len(data)
+        connection.read_bytes += len(data)
         try:
             messages = connection.session.receive_data_untrusted(bytes(data))
         except RemoteProtocolError as error:
@@ -305,6 +320,9 @@ class Connections:
             data = b"".join([frame.encoded or encoded_of(frame) for frame in write.frames])
             self._counters["writes"] += 1
             self._counters["bytes_written"] += len(data)
+            connection.writing_bytes = len(data)
             await connection.wire.stream.send_all(data)
+            connection.writing_bytes = 0
+            connection.written_bytes += len(data)
             if not write.more:
                 return

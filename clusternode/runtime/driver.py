@@ -64,6 +64,7 @@ class Links(Protocol):
     def output_ready(self, effect: effects.OutputReady) -> None: ...
     def write(self, effect: effects.Write) -> None: ...
     def disconnect(self, effect: effects.Disconnect) -> None: ...
+    def measure(self, effect: effects.Measure) -> None: ...
 
     @property
     def counters(self) -> Mapping[str, int]: ...
@@ -216,6 +217,8 @@ class Driver:
                 around.links.dial(effect.address)
             case effects.Disconnect():
                 around.links.disconnect(effect)
+            case effects.Measure():
+                around.links.measure(effect)
             case effects.Resolve():
                 around.jobs.start_soon(partial(self._resolve, effect.name))
             case effects.Persist():

@@ -7,10 +7,15 @@ other implementation; `testing/conformance.py` says what both must do.
 from __future__ import annotations
 
 import errno
+import fcntl
 import ipaddress
 import logging
 import socket
-from collections.abc import Sequence
+import struct
+import sys
+import termios
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 import attrs
@@ -32,8 +37,18 @@ KEEPALIVE_INTERVAL: Final = 10
 KEEPALIVE_PROBES: Final = 3
 USER_TIMEOUT_MS: Final = 30_000
 """Unacknowledged bytes break the connection after this: `delivery_timeout` has passed by then."""
+UNSENT_BYTES_MAX: Final = 128 * 1024
+"""What the kernel takes beyond what is on its way: a ping waits behind it. Less would let a fast
+link run dry while the event loop is busy for a few milliseconds."""
 BUSY_PAUSE: Final[Seconds] = 0.1
 """How long not to accept when the process or host has run out of something; trio waits as long."""
+
+TCP_INFO_SIZE: Final = 128
+"""Up to `tcpi_bytes_acked` of `struct tcp_info` (linux/tcp.h), which has only ever grown."""
+BYTES_ACKED: Final = struct.Struct("=Q")
+BYTES_ACKED_OFFSET: Final = 120
+OUTPUT_QUEUE: Final = struct.Struct("=i")
+"""Of SIOCOUTQ (tcp(7)), which is TIOCOUTQ: bytes not yet confirmed by the other host."""
 
 SCHEME: Final = "tcp"
 ONLY_TCP: Final = "this transport cannot encrypt"
@@ -68,6 +83,8 @@ class Wire:
 
     stream: trio.abc.Stream
     remote: str
+    progress: Callable[[], tuple[int, int] | None] = lambda: None
+    """Tells (bytes that the other host has confirmed, bytes that it has yet to), or nothing."""
 
     @property
     def remote_host(self) -> str:
@@ -245,10 +262,27 @@ def _wire(sock: trio.socket.SocketType) -> Wire:
         ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
         ("TCP_KEEPCNT", KEEPALIVE_PROBES),
         ("TCP_USER_TIMEOUT", USER_TIMEOUT_MS),
+        ("TCP_NOTSENT_LOWAT", UNSENT_BYTES_MAX),
     ):
         if hasattr(socket, name):  # not every system has each of them
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return Wire(trio.SocketStream(sock), numeric_remote(remote[0], remote[1]))
+    return Wire(
+        trio.SocketStream(sock), numeric_remote(remote[0], remote[1]), partial(_progress, sock)
+    )
+
+
+def _progress(sock: trio.socket.SocketType) -> tuple[int, int] | None:
+    """Ask the kernel how far our bytes have come; only Linux tells."""
+    if sys.platform != "linux":
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+        held = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(OUTPUT_QUEUE.size))
+    except OSError:  # it has been closed meanwhile
+        return None
+    if len(info) < TCP_INFO_SIZE:  # Linux before 4.1
+        return None
+    return BYTES_ACKED.unpack_from(info, BYTES_ACKED_OFFSET)[0], OUTPUT_QUEUE.unpack(held)[0]
 
 
 def dial_error(address: Address, error: OSError) -> DialError:

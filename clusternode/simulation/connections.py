@@ -11,6 +11,7 @@ from clusternode.core.inputs import (
     DialFailure,
     Disconnected,
     FramesReceived,
+    Measured,
     WriteReady,
 )
 from clusternode.core.types import Address, Seconds
@@ -105,9 +106,8 @@ class Connections(Tcp[NodeEnd]):
         """Let the node write, if the writer is free; else `_delivered` or `release` comes back."""
         if not end.is_open or not end.process.is_running:
             return
-        now = self._world.now
-        if end.busy_until > now:
-            self._world.at(end.busy_until, self._write, end)
+        if end.free_at > self._world.now:
+            self._world.at(end.free_at, self._write, end)
             return
         if end.process.is_paused or self._stalled_bytes(end) >= SOCKET_BUFFER_BYTES:
             end.is_writing = False  # `wants_to_write` remains: see `write_again`
@@ -129,6 +129,12 @@ class Connections(Tcp[NodeEnd]):
         self._put(end, write.frames, sum(frame.size_bytes for frame in write.frames))
         if write.more:
             self.output_ready(end)
+
+    def measure(self, end: NodeEnd) -> None:
+        """Perform the effect `Measure`."""
+        arrived, received = self.arrived_bytes(end), self.arrived_bytes(end.other)
+        waiting = end.flow.written_bytes - arrived
+        end.process.feed(Measured(end.connection, arrived, waiting, received))
 
     # What arrives.
 

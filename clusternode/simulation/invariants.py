@@ -315,7 +315,8 @@ def no_flapping_without_fault(view: View) -> Iterator[Finding]:
     """No member that runs and can be reached is ever shown as anything but active.
 
     A reset of connections is no excuse: it changes nothing. Only one upon the other, faster than
-    a ping can be answered, is. That it stood still itself is no excuse for calling others dead.
+    a ping can be answered, is. No excuses for calling others dead are that it stood still itself,
+    and a narrow link, however full the queue before it is.
     """
     history = view.history
     for fact in history.statuses:
@@ -329,6 +330,7 @@ def no_flapping_without_fault(view: View) -> Iterator[Finding]:
                 disturbance.excuses(fact.observer, fact.member, since, fact.at)
                 for disturbance in history.disturbances
                 if disturbance.kind != f"pause {fact.observer}"
+                and not disturbance.kind.startswith(("narrow ", "uplink "))
             )
         ):
             yield (

@@ -44,11 +44,16 @@ class LinkQuality:
 
     @property
     def is_poor(self) -> bool:
-        """Whether it excuses a ping that nobody answered in time."""
+        """Whether it excuses messages that are late, and pings unless `is_only_narrow`."""
         worst = self.latency_max
         if self.distribution == "exponential":
             worst = self.latency_min + EXPONENTIAL_MAX * (self.latency_max - self.latency_min)
         return bool(self.loss or self.bandwidth) or worst > LATENCY_POOR
+
+    @property
+    def is_only_narrow(self) -> bool:
+        """Whether it excuses late messages, but no unanswered ping."""
+        return bool(self.bandwidth) and not attrs.evolve(self, bandwidth=None).is_poor
 
 
 @attrs.define

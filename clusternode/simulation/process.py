@@ -67,7 +67,6 @@ class Process:
     ) -> None:
         self.world = world
         self.host = host
-        self.settings = settings
         self.fact = fact
         self.clock = Clock(self, world.now, host.clock_rate)
         rng = random.Random(f"{world.seed}/{host.node_id}/{fact.life}")
@@ -79,12 +78,17 @@ class Process:
         self.ends: dict[ConnectionId, NodeEnd] = {}
         self.is_running = True
         self.is_paused = False
+        self.looks: deque[ConnectionId] = deque()  # `Measure`, answered when its step is performed
         self.backlog: deque[tuple[Any, ...]] = deque()  # (function, *arguments) while paused
         self.routes = SimulatedRoutes(world, world.traffic, self)
 
     @property
     def node_id(self) -> NodeId:
         return self.host.node_id
+
+    @property
+    def settings(self) -> NodeSettings:
+        return self.node.settings
 
     @property
     def is_listening(self) -> bool:
@@ -146,6 +150,10 @@ class Process:
             effects = self.node.step(self.clock.now, input_)
         for effect in effects:
             _PERFORM[type(effect)](self, effect)
+        while self.looks:
+            end = self.ends.get(self.looks.popleft())
+            if end is not None:
+                self.world.connections.measure(end)
         if self.is_running:
             self.clock.arm()
 
@@ -185,6 +193,9 @@ class Process:
         end = self.ends.get(effect.connection)
         if end is not None:
             self.world.connections.refuse(end, effect.close)
+
+    def _measure(self, effect: effect_types.Measure) -> None:
+        self.looks.append(effect.connection)
 
     def _handle(self, effect: effect_types.Handle) -> None:
         self.routes.take(effect)
@@ -328,6 +339,7 @@ _PERFORM: dict[type[Any], Callable[[Process, Any], None]] = {
     effect_types.OutputReady: Process._output_ready,
     effect_types.Write: Process._write,
     effect_types.Disconnect: Process._disconnect,
+    effect_types.Measure: Process._measure,
     effect_types.Handle: Process._handle,
     effect_types.Settle: Process._settle,
     effect_types.Fanout: Process._fanout,

@@ -28,6 +28,8 @@ SYN_WAITS = (1.0, 3.0, 7.0, 15.0, 31.0)
 """Seconds after the first SYN at which the next are sent (Linux: tcp_syn_retries, RFC 6298)."""
 SOCKET_BUFFER_BYTES = 512 * 1024
 """How much a kernel takes for a peer that does not read, both buffers together."""
+UNSENT_BYTES_MAX = 128 * 1024
+"""How much a kernel takes beyond what a narrow link has carried: the agent's TCP_NOTSENT_LOWAT."""
 EPHEMERAL_PORT_MIN = 32768  # Linux: ip_local_port_range
 EPHEMERAL_PORTS = 28232
 RESET_SHARE = 0.5
@@ -47,6 +49,18 @@ class ItemKind(enum.Enum):
 Item = tuple[ItemKind, Any, int]  # kind, payload (Hello, frames or bytes, reason), size in bytes
 
 
+@attrs.define
+class Flow:
+    """How far the bytes of one end have come."""
+
+    rate: float = 0.0
+    """Bytes per second at which the last ones leave; 0 for at once."""
+    written_bytes: int = 0
+    arrived_bytes: int = 0
+    """What the host at the other end has confirmed."""
+    last_arrival: Instant = 0.0
+
+
 class End:
     """One end of a connection: what its process knows of it, and what it has on the way."""
 
@@ -54,11 +68,11 @@ class End:
         "busy_until",
         "connection",
         "dialed",
+        "flow",
         "generation",
         "is_established",
         "is_open",
         "is_writing",
-        "last_arrival",
         "on_the_way",
         "other",
         "process",
@@ -76,11 +90,16 @@ class End:
         self.generation = 0  # what was sent in an older one is lost
         self.stalled: deque[Item] = deque()
         self.on_the_way: deque[Item] = deque()  # sent, and neither arrived nor stalled
-        self.last_arrival: Instant = 0.0
-        self.busy_until: Instant = 0.0
+        self.flow = Flow()
+        self.busy_until: Instant = 0.0  # when the last byte written has left the host
         self.is_writing = False
         self.wants_to_write = False
         process.ends[self.connection] = self
+
+    @property
+    def free_at(self) -> Instant:
+        """When its kernel takes more."""
+        return self.busy_until - UNSENT_BYTES_MAX / self.flow.rate if self.flow.rate else 0.0
 
     @property
     def remote(self) -> str:
@@ -186,14 +205,33 @@ class Tcp(Generic[E]):
     # On the way.
 
     def _put(self, end: E, payload: Any, size: int) -> None:  # noqa: ANN401  # an item's
-        """Send data; the end is busy until its last byte is on the way."""
+        """Send data; the end is busy until its last byte is on the way, see `free_at`."""
         world = self._world
         host = end.process.host.ip
         quality = world.network.quality_of(host, end.other.process.host.ip)
+        begins = max(end.busy_until, world.now)
+        left_at = max(begins, world.network.through_uplink(host, size, world.now))
         if quality.bandwidth is not None:
-            end.busy_until = world.now + size / quality.bandwidth
-        end.busy_until = max(end.busy_until, world.network.through_uplink(host, size, world.now))
+            left_at = max(left_at, begins + size / quality.bandwidth)
+        end.flow.rate = size / (left_at - begins) if left_at > begins else 0.0
+        end.busy_until = left_at
+        end.flow.written_bytes += size
         self._send(end, (ItemKind.DATA, payload, size))
+
+    def arrived_bytes(self, end: E) -> int:
+        """Tell how many of its bytes have arrived, as far as the end knows: acknowledged ones.
+
+        Of a write that is on its way counts what a narrow link has carried.
+        """
+        flow = end.flow
+        if not end.on_the_way and not end.stalled:
+            flow.arrived_bytes = flow.written_bytes
+        elif not end.stalled and self._can_pass(end) and self._can_pass(end.other):
+            whole = flow.written_bytes - sum(item[2] for item in end.on_the_way)
+            unsent = int(max(0.0, end.busy_until - self._world.now) * flow.rate)
+            carried = min(flow.written_bytes - unsent, whole + end.on_the_way[0][2])
+            flow.arrived_bytes = max(flow.arrived_bytes, carried)
+        return flow.arrived_bytes
 
     def _stalled_bytes(self, end: E) -> int:
         return sum(item[2] for item in end.stalled) if end.stalled else 0
@@ -202,7 +240,7 @@ class Tcp(Generic[E]):
         world = self._world
         sent = max(world.now, end.busy_until)
         delay = world.network.delay(end.process.host.ip, end.other.process.host.ip)
-        end.last_arrival = arrival = max(sent + delay, end.last_arrival)
+        end.flow.last_arrival = arrival = max(sent + delay, end.flow.last_arrival)
         end.on_the_way.append(item)
         world.at(arrival, self._arrive, end, item, end.generation)
 
@@ -245,7 +283,7 @@ class Tcp(Generic[E]):
         if self._can_pass(closed):
             source, target = closed.process.host.ip, closed.other.process.host.ip
             at = self._world.now + self._world.network.delay(source, target)
-            at = closed.last_arrival = max(at, closed.last_arrival)
+            at = closed.flow.last_arrival = max(at, closed.flow.last_arrival)
             self._world.at(at, self.take, closed, (ItemKind.END, "connection reset by peer", 0))
 
     # Ending.
@@ -294,6 +332,7 @@ class Tcp(Generic[E]):
 
     def _lose(self, end: E) -> None:
         end.generation += 1
+        end.flow.written_bytes = end.flow.arrived_bytes
         end.on_the_way.clear()
         end.stalled.clear()
         self._stalled.pop(end, None)

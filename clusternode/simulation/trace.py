@@ -76,6 +76,7 @@ _SALIENT: dict[type[Any], Callable[[Any], str]] = {
     inputs.DialFailed: lambda i: f"{i.address} {i.failure.value} {i.close_reason}",
     inputs.FramesReceived: _frames,
     inputs.WriteReady: lambda i: str(i.connection),
+    inputs.Measured: lambda i: f"{i.connection} {i.arrived_bytes} {i.received_bytes}",
     inputs.Disconnected: lambda i: str(i.connection),
     inputs.Resolved: lambda i: f"{i.name} {len(i.addresses)} {i.error}",
     inputs.Publish: lambda i: f"{i.delivery} {i.channel}",

@@ -236,7 +236,8 @@ class World(EventQueue):
         """Change how good the links between two groups are, both ways."""
         pairs = [(self.hosts[a].ip, self.hosts[b].ip) for a in one for b in other]
         self.network.set_quality([*pairs, *((b, a) for a, b in pairs)], quality)
-        name = f"link {','.join(one)} {','.join(other)}"
+        kind = "narrow" if quality.is_only_narrow else "link"
+        name = f"{kind} {','.join(one)} {','.join(other)}"
         if quality.is_poor:
             self._machines.begin_disturbance(name, one, other)
         else:
@@ -338,7 +339,7 @@ class Machines:
         """End every bad link of which all are good again."""
         hosts, network = self._world.hosts, self._world.network
         for name, disturbance in list(self._open.items()):
-            if name.startswith("link ") and not any(
+            if name.startswith(("link ", "narrow ")) and not any(
                 network.quality_of(hosts[one].ip, hosts[two].ip).is_poor
                 for one in disturbance.left
                 for two in disturbance.right

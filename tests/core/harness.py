@@ -12,6 +12,7 @@ from clusternode.core.effects import (
     Disconnect,
     Effect,
     Emit,
+    Measure,
     OutputReady,
     Resolve,
     Write,
@@ -20,6 +21,7 @@ from clusternode.core.inputs import (
     Connected,
     FramesReceived,
     Input,
+    Measured,
     Start,
     TimePassed,
     WriteReady,
@@ -103,6 +105,8 @@ class Lone:
         self.dials: list[Address] = []
         self.effects: list[Effect] = []
         self.wake_ups = 0
+        self.progress = (0, 0, 0)  # bytes that arrived, that wait, and that were received
+        self.measures = True  # whether the test answers `Measure`
         self.feed(Start(known))
 
     # --- inputs ---------------------------------------------------------------------------------
@@ -117,6 +121,8 @@ class Lone:
                 self.closed[effect.connection] = effect.close
             elif isinstance(effect, Dial):
                 self.dials.append(effect.address)
+            elif isinstance(effect, Measure) and self.measures:
+                self.feed(Measured(effect.connection, *self.progress))
         return effects
 
     def _write(self, connection: ConnectionId) -> None:

@@ -1,6 +1,7 @@
 import errno
 import os
 import socket
+import sys
 
 import pytest
 import trio
@@ -124,3 +125,25 @@ async def test_an_encrypted_address_is_never_used_in_clear_text():
         await transport.dial(address, 1.0)
     with pytest.raises(ConfigError, match="cannot encrypt"):
         await transport.listen(address)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+async def test_the_kernel_tells_how_far_our_bytes_have_come():
+    transport = TcpTransport(FakeResolver())
+    listener = await transport.listen(ANY)
+    wire = await transport.dial(listener.address, 5.0)
+    accepted = await listener.accept()
+
+    with trio.move_on_after(0.05):
+        while True:  # nobody reads, so the buffers fill
+            await wire.stream.send_all(b"x" * 65536)
+    progress = wire.progress()
+    assert progress is not None
+    arrived, waiting = progress
+    assert arrived > 0 and waiting > 0
+
+    await accepted.stream.receive_some(arrived)
+    await wire.stream.aclose()
+    assert wire.progress() is None
+    await accepted.stream.aclose()
+    await listener.aclose()

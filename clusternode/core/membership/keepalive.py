@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from clusternode.core.context import Context
+from clusternode.core.effects import Measure
+from clusternode.core.inputs import Measured
 from clusternode.core.membership.health import (
     Health,
     apply_ping_answered,
@@ -19,9 +21,11 @@ from clusternode.core.membership.health import (
 )
 from clusternode.core.membership.links import Link, Links
 from clusternode.core.membership.members import Members, Row
+from clusternode.core.membership.passage import Passage
 from clusternode.core.membership.rounds import Rounds
 from clusternode.core.types import Instant, NodeId, Seconds
 from clusternode.core.wire.codec import frame_of
+from clusternode.core.wire.limits import MESSAGE_OVERHEAD_MAX
 from clusternode.core.wire.messages import Frame, Ping
 
 
@@ -31,8 +35,6 @@ class OpenPing:
 
     number: int
     sent_at: Instant
-    checked_at: Instant
-    """Since when the writer is expected to make progress."""
     deadline: Instant
     position_mark: int
     """What was given a position after this one proves, acknowledged, that we were heard."""
@@ -40,6 +42,10 @@ class OpenPing:
     """Whether it was asked again on a new connection, or for a newcomer; that is done once."""
     is_extended: bool = False
     """Whether other traffic of the peer has moved the deadline; it may do so once."""
+    is_asked: bool = False
+    """Whether `Measure` was given and `Measured` has not come yet."""
+    passage: Passage | None = None
+    """None until the first look: nearly every ping is answered before."""
 
 
 class Keepalive:
@@ -51,7 +57,7 @@ class Keepalive:
         self._links = links
         self._rounds = Rounds(context)
         self._open: dict[NodeId, OpenPing] = {}
-        self._awaited: deque[tuple[Instant, NodeId, OpenPing]] = deque()  # by first deadline
+        self._awaited: deque[tuple[Instant, NodeId, OpenPing]] = deque()  # by first look
         self._next_number = 1
         self.round_trips: dict[NodeId, Seconds] = {}
 
@@ -116,11 +122,12 @@ class Keepalive:
         self, node_id: NodeId, position_mark: int, now: Instant, number: int, frame: Frame
     ) -> bool:
         """Open a ping; tells whether there is a connection to ask on."""
-        deadline = now + self._context.settings.health.ping_timeout
-        ping = self._open[node_id] = OpenPing(number, now, now, deadline, position_mark)
+        timeout = self._context.settings.health.ping_timeout
+        ping = self._open[node_id] = OpenPing(number, now, now + timeout, position_mark)
+        first_look = now + timeout / 2
         if not self._awaited:
-            self._context.timers.set(("pongs",), deadline)
-        self._awaited.append((deadline, node_id, ping))
+            self._context.timers.set(("pongs",), first_look)
+        self._awaited.append((first_look, node_id, ping))
         self._context.count("pings_opened")
         link = self._links.open_to(node_id)
         if link is None:
@@ -141,7 +148,10 @@ class Keepalive:
             return
         ping.number, frame = self._next_ping()
         ping.position_mark = position_mark
-        ping.sent_at = ping.checked_at = now
+        ping.sent_at = now
+        ping.is_asked = False
+        if ping.passage is not None:
+            ping.passage.begin()
         self._links.send_frame(link, frame)
         if not ping.is_repeated:
             ping.is_repeated = True
@@ -176,7 +186,9 @@ class Keepalive:
 
     def postpone(self, node_id: NodeId, now: Instant) -> None:
         """Give an open ping its full time again: we have not even begun to dial."""
-        self._move(node_id, now + self._context.settings.health.ping_timeout)
+        ping = self._open[node_id]
+        ping.deadline = now + self._context.settings.health.ping_timeout
+        self._wake_at(node_id, ping.deadline)
 
     def lagged(self, now: Instant) -> None:
         """Give every open ping its full time again: it was we who stood still."""
@@ -195,7 +207,7 @@ class Keepalive:
     # --- failures -------------------------------------------------------------------------------
 
     def overdue(self, now: Instant) -> Iterator[NodeId]:
-        """Yield whose first deadline has come, and set the timer for the next one.
+        """Yield whose first look has come, and set the timer for the next one.
 
         Nearly all of them have answered meanwhile, and cost no timer each.
         """
@@ -212,23 +224,51 @@ class Keepalive:
             self._context.timers.set(("pongs",), awaited[0][0])
 
     def timed_out(self, node_id: NodeId, now: Instant) -> bool:
-        """Take a deadline of the open ping; tells whether the ping failed."""
+        """Take a timer of the open ping; tells whether the ping failed.
+
+        Where there is a connection, half-way and at the deadline, it is looked at first: see
+        `measured`.
+        """
         ping = self._open[node_id]
-        if ping.deadline > now:
-            self._move(node_id, ping.deadline)
-            return False
         link = self._links.open_to(node_id)
-        if link is not None and self._is_draining(link, ping):
-            self._move(node_id, now + self._context.settings.health.ping_timeout)
-            ping.checked_at = now
+        may_look = link is not None and not ping.is_asked  # who is ending does not answer
+        if may_look and (ping.passage is None or ping.deadline <= now):
+            assert link is not None
+            ping.is_asked = True
+            self._wake_at(node_id, now + self._context.settings.health.ping_timeout)
+            self._context.effects.append(Measure(link.connection))
+            return False
+        if ping.deadline > now:
+            self._wake_at(node_id, ping.deadline)
             return False
         return True
 
-    @staticmethod
-    def _is_draining(link: Link, ping: OpenPing) -> bool:
-        """Tell whether our bytes to the peer have moved since the ping but are not all gone."""
-        outlet = link.outlet
-        return (outlet.is_writing or outlet.is_announced) and outlet.progress_at > ping.checked_at
+    def measured(self, link: Link, seen: Measured, now: Instant) -> bool:
+        """Take a look at the open connection; tells whether the open ping failed.
+
+        The deadline moves while the bytes before the ping move, or those before its pong.
+        """
+        node_id = link.node_id
+        ping = self._open.get(node_id)
+        if ping is None or not ping.is_asked:
+            return False
+        ping.is_asked = False
+        settings = self._context.settings
+        if ping.passage is None:
+            ping.passage = Passage()
+        is_moving = ping.passage.look(
+            seen,
+            now,
+            is_written=not link.outlet.control,
+            frame_bytes_max=settings.messaging.body_size_max + MESSAGE_OVERHEAD_MAX,
+        )
+        if now >= ping.deadline and not is_moving:
+            return True
+        if now >= ping.deadline:
+            self._context.count("pings_extended")
+            ping.deadline = now + settings.health.ping_timeout
+        self._wake_at(node_id, ping.deadline)
+        return False
 
     def failed(self, node_id: NodeId, row: Row, *, is_protected: bool, now: Instant) -> Health:
         """Count a failed ping and return the status after it."""
@@ -247,7 +287,5 @@ class Keepalive:
         if self._open.pop(node_id, None) is not None:
             self._context.timers.cancel(("pong", node_id))
 
-    def _move(self, node_id: NodeId, deadline: Instant) -> None:
-        """Give the open ping of a member a deadline of its own."""
-        self._open[node_id].deadline = deadline
-        self._context.timers.set(("pong", node_id), deadline)
+    def _wake_at(self, node_id: NodeId, at: Instant) -> None:
+        self._context.timers.set(("pong", node_id), at)

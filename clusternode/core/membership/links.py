@@ -15,13 +15,17 @@ import attrs
 from clusternode.core.context import Context
 from clusternode.core.effects import Disconnect, OutputReady
 from clusternode.core.inputs import Connected
-from clusternode.core.types import Address, ConnectionId, Incarnation, Instant, NodeId
+from clusternode.core.types import Address, ConnectionId, Incarnation, Instant, NodeId, Seconds
 from clusternode.core.wire.codec import frame_of
-from clusternode.core.wire.limits import MIB
+from clusternode.core.wire.limits import KIB, MIB
 from clusternode.core.wire.messages import Close, CloseReason, Frame, Hello, Resume, WireMessage
 
 CONTROL_BYTES_MAX = 8 * MIB
 """Control frames that may wait for one peer: a whole table with tags and channels, twice."""
+WRITE_BYTES_MIN = 16 * KIB
+"""What one write takes on the narrowest link; less costs more turns than it saves waiting."""
+WRITE_BYTES_FIRST = 64 * KIB
+WRITE_BYTES_MAX = MIB
 WAITING_LINKS_MAX = 4
 """Connections of one peer that may wait for a decision: two dials each way, crossing."""
 
@@ -42,8 +46,6 @@ class Phase(enum.Enum):
 class Outlet:
     """What waits to be written on one connection, and what its writer is known to do."""
 
-    progress_at: Instant
-    """When the writer last took something or was done with it."""
     control: list[Frame] = attrs.Factory(list)
     """Frames without a position; written before all data."""
     control_bytes: int = 0
@@ -51,6 +53,19 @@ class Outlet:
     """Whether OutputReady was given and WriteReady has not come yet."""
     is_writing: bool = False
     """Whether a Write was given whose end WriteReady will tell, and it has not come yet."""
+    granted_at: Instant = 0.0
+    """When that Write was given."""
+    bytes_max: int = WRITE_BYTES_FIRST
+    """How much one write takes at most: a ping waits behind it."""
+
+    def pace(self, now: Instant, patience: Seconds) -> None:
+        """Let writes be as long as the link takes `patience` for, given the end of the last."""
+        if self.is_writing:
+            took = now - self.granted_at
+            if took > patience:
+                self.bytes_max = max(WRITE_BYTES_MIN, int(self.bytes_max * patience / took))
+            elif took < patience / 2:
+                self.bytes_max = min(2 * self.bytes_max, WRITE_BYTES_MAX)
 
 
 @attrs.define(eq=False)
@@ -137,13 +152,17 @@ class Links:
             connected.remote,
             now,
             Phase.PROVING,
-            Outlet(now),
+            Outlet(),
         )
         self._by_connection[link.connection] = link
         self._by_node.setdefault(link.node_id, {})[link.connection] = link
+        self.give_time(link, now)
+        return link
+
+    def give_time(self, link: Link, now: Instant) -> None:
+        """Give a connection that is not open its full time from now on."""
         timeout = self._context.settings.discovery.handshake_timeout
         self._context.timers.set(("link", link.connection), now + timeout)
-        return link
 
     def stays(self, link: Link, rival: Link) -> bool:
         """Tell whether a connection is kept, and not its rival; both ends decide alike.

@@ -270,7 +270,9 @@ class Membership:
             self.discovery.disconnected(node_id, now, 0.0)
 
     def handshake_timed_out(self, link: Link, now: Instant) -> None:
-        if link.phase is not Phase.OPEN:
+        if link.phase is Phase.PROVING and self.keepalive.is_open(link.node_id):
+            self.links.give_time(link, now)  # it is the older connection that takes so long
+        elif link.phase is not Phase.OPEN:
             self._refuse(link, CloseReason.HANDSHAKE_TIMEOUT, "no Resume in time", now)
 
     def closed_by_peer_untrusted(self, link: Link, close: Close, now: Instant) -> None:
@@ -356,11 +358,11 @@ class Membership:
             self.ping_timed_out(node_id, now)
 
     def ping_timed_out(self, node_id: NodeId, now: Instant) -> None:
-        if not self.keepalive.is_open(node_id):
-            return  # it was answered or forgotten at the same wake-up
+        if not self.keepalive.is_open(node_id) or not self.keepalive.timed_out(node_id, now):
+            return  # it was answered or forgotten at the same wake-up, or has more time
         if not self.links.is_open_to(node_id) and self.discovery.is_queued(node_id):
             self.keepalive.postpone(node_id, now)
-        elif self.keepalive.timed_out(node_id, now):
+        else:
             self.ping_failed(node_id, now)
 
     def ping_failed(self, node_id: NodeId, now: Instant) -> None:

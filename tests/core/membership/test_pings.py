@@ -22,6 +22,7 @@ from clusternode.core.inputs import (
     RemoveMember,
     TimePassed,
 )
+from clusternode.core.membership.links import WRITE_BYTES_MAX, WRITE_BYTES_MIN
 from clusternode.core.settings import DiscoverySettings, HealthSettings
 from clusternode.core.types import ChannelName, DeliveryId, NodeId
 from clusternode.core.wire.messages import (
@@ -204,15 +205,14 @@ def test_an_acknowledgement_of_what_was_never_sent_is_a_fault():
 
 def test_a_ping_whose_bytes_are_still_draining_gets_more_time():
     lone = Lone()
-    connection = lone.open("n9")
+    lone.open("n9")
     keepalive = lone.node._membership.keepalive
     while not keepalive.is_open(NodeId("n9")):
         lone.pass_time(0.1)
-    link = lone.node._links.get(connection)
-    assert link is not None
-    link.outlet.is_writing = True
-    link.outlet.progress_at = lone.now + 1.0
-    lone.pass_time(2.5)
+    lone.progress = (0, 5000, 0)
+    lone.pass_time(1.5)
+    lone.progress = (100, 4900, 0)
+    lone.pass_time(1.0)
     assert lone.status("n9") == "active"
 
     lone.pass_time(2.0)
@@ -448,3 +448,45 @@ def test_every_result_that_is_still_awaited_is_given_before_leaving_ends():
     settle, finished = lone.effects_of(Settle)[-1], lone.effects_of(LeaveFinished)[-1]
     assert settle.results[0][:2] == (1, "n9")
     assert lone.effects.index(settle) < lone.effects.index(finished)
+
+
+def test_a_ping_whose_pong_may_be_behind_a_large_frame_gets_more_time():
+    lone = Lone()
+    lone.open("n9")
+    keepalive = lone.node._membership.keepalive
+    while not keepalive.is_open(NodeId("n9")):
+        lone.pass_time(0.1)
+    for second in range(10):
+        lone.progress = (0, 0, second * 20_000)
+        lone.pass_time(1.0)
+    assert lone.status("n9") == "active"
+
+    lone.pass_time(4.1)
+    assert lone.status("n9") == "not_active"
+
+
+def test_a_connection_that_cannot_be_looked_at_excuses_nothing():
+    lone = Lone()
+    lone.open("n9")
+    lone.measures = False
+    lone.pass_time(9.1)
+
+    assert lone.status("n9") == "not_active"
+
+
+def test_a_write_is_as_long_as_the_link_takes_an_eighth_of_a_ping_timeout_for():
+    lone = Lone()
+    link = lone.node._links.get(lone.open("n9"))
+    assert link is not None
+    outlet = link.outlet
+    outlet.is_writing, outlet.granted_at = True, lone.now
+    for _ in range(10):
+        outlet.pace(lone.now, 0.25)
+    assert outlet.bytes_max == WRITE_BYTES_MAX
+
+    outlet.pace(lone.now + 0.5, 0.25)
+    assert outlet.bytes_max == WRITE_BYTES_MAX // 2
+    outlet.pace(lone.now + 50.0, 0.25)
+    assert outlet.bytes_max == WRITE_BYTES_MIN
+    outlet.pace(lone.now + 0.2, 0.25)
+    assert outlet.bytes_max == WRITE_BYTES_MIN

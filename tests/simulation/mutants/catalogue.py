@@ -343,7 +343,7 @@ def open_pings_never_fail(right: Function) -> Function:
     """A silent host is given more time for ever."""
 
     def timed_out(self: Keepalive, node_id: Any, now: float) -> bool:
-        self._move(node_id, now + 1.0)
+        self.postpone(node_id, now)
         return False
 
     return timed_out

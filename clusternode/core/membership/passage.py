@@ -1,0 +1,65 @@
+"""Whether a ping, or what lies before its pong, still moves over a slow connection.
+
+Specified in docs/node-health.md; why it is so, in ADR 0010. A ping overtakes whatever the core
+holds, but neither what the kernel holds nor the rest of a frame that is being written.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from clusternode.core.inputs import Measured
+from clusternode.core.types import Instant
+from clusternode.core.wire.limits import KIB, MIB
+
+BEFORE_PONG_BYTES = MIB
+"""What may come before a pong beside the largest frame: a write that had begun, and what the
+kernel and the link hold. Bufferbloat of more than that is longer than any ping timeout."""
+RATE_MIN = 2 * KIB
+"""Bytes per second; what comes in more slowly stands still. A tenth of a narrow link."""
+
+
+@attrs.define(eq=False)
+class Passage:
+    """What is known of the way of one ping, from looks at its connection."""
+
+    seen: Measured | None = None
+    """What the last look has shown."""
+    seen_at: Instant = 0.0
+    through_at: int | None = None
+    """When so many bytes have arrived, the ping has; None while it is not written."""
+    returns_from: int = 0
+    """What had been read when the ping was last seen on its way."""
+
+    def begin(self) -> None:
+        """Follow another ping: the old one does not matter any more."""
+        self.through_at = None
+
+    def look(self, seen: Measured, now: Instant, *, is_written: bool, frame_bytes_max: int) -> bool:
+        """Take a look; tells whether anything has moved since the last that excuses the ping.
+
+        Args:
+            seen: How far the bytes of the connection have come.
+            now: The present.
+            is_written: Whether the ping was given to the writer.
+            frame_bytes_max: The largest frame that the peer may send.
+        """
+        last, elapsed = self.seen, now - self.seen_at
+        self.seen, self.seen_at = seen, now
+        if last is None or last.connection != seen.connection:
+            last, self.through_at, self.returns_from = None, None, seen.received_bytes
+        was_through = (
+            last is not None
+            and self.through_at is not None
+            and last.arrived_bytes >= self.through_at
+        )
+        if self.through_at is None and is_written:
+            self.through_at = seen.arrived_bytes + seen.waiting_bytes
+        if last is None:
+            return False
+        if not was_through and seen.arrived_bytes > last.arrived_bytes:
+            self.returns_from = seen.received_bytes
+            return True
+        is_arriving = seen.received_bytes - last.received_bytes >= RATE_MIN * elapsed
+        before_pong = last.received_bytes - self.returns_from
+        return is_arriving and before_pong <= frame_bytes_max + BEFORE_PONG_BYTES

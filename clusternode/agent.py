@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -18,7 +17,7 @@ import trio
 from clusternode.backends.subscriptions import BackendSubscriptions, requests_of
 from clusternode.bridge.service import BridgeService, read_bridges
 from clusternode.bridge.settings import Rule
-from clusternode.bus.interface import Bus
+from clusternode.bus.interface import Bus, Receiver
 from clusternode.bus.mesh import MeshBus
 from clusternode.config import AgentSettings, ClusterSection
 from clusternode.control.server import ControlServer
@@ -45,9 +44,10 @@ from clusternode.runtime.exposure import check_exposure
 from clusternode.runtime.handshake import FAREWELL_TIMEOUT
 from clusternode.runtime.jobs import Jobs
 from clusternode.runtime.keyring import Keyring, read_secrets
+from clusternode.runtime.machine import Machine, ThisMachine, begin_life, new_rng
 from clusternode.runtime.renewal import Renewal
 from clusternode.runtime.resolver import DnsResolver, Resolver
-from clusternode.runtime.state import Remembered, StateDirectory, StateKeeper, new_incarnation
+from clusternode.runtime.state import Remembered, StateKeeper, StateStore
 from clusternode.runtime.tls import Credentials, TlsTransport
 from clusternode.runtime.transport import Listener, TcpTransport, Transport
 
@@ -83,6 +83,7 @@ class Agent:
         settings: What the configuration says.
         transport: In place of TCP.
         resolver: In place of DNS.
+        machine: In place of this one, its resolver included.
         reload_settings: Reads the configuration again for `reload`; None: only the routes are.
         has_control: Whether to open the control socket.
         has_signals: Whether SIGTERM and SIGINT stop this agent and SIGHUP reloads it; only in
@@ -95,14 +96,15 @@ class Agent:
         *,
         transport: Transport | None = None,
         resolver: Resolver | None = None,
+        machine: Machine | None = None,
         reload_settings: Callable[[], AgentSettings] | None = None,
         has_control: bool = True,
         has_signals: bool = False,
     ) -> None:
         self.settings = settings
         self.started_at: Instant = 0.0
-        self._resolver = resolver or DnsResolver(settings.nameservers)
-        self._transport = transport or TcpTransport(self._resolver)
+        self._machine = machine or ThisMachine(resolver or DnsResolver(settings.nameservers))
+        self._transport = transport or TcpTransport(self._machine.resolver)
         self._credentials: Credentials | None = None
         kafka = KafkaService(KafkaSettings.read(settings.plugins))
         self.bridges = BridgeService(self._read_bridges(settings), kafka)
@@ -230,7 +232,7 @@ class Agent:
             self._transport = TlsTransport(self._transport, self._credentials)
         self.kafka.prepare(self.kafka.settings)
         self.kafka.attach()
-        table = self._load_table()
+        table = self.load_table()
         gateways = self._read_gateways()
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -239,7 +241,7 @@ class Agent:
                 for section in self.settings.clusters.values():
                     bound = listeners[section.listen].address
                     self._clusters[section.name] = await self._make_cluster(section, bound, state)
-                self._gateways = [each.make(self._resolver) for each in gateways]
+                self._gateways = [each.make(self._machine.resolver) for each in gateways]
                 self._dispatcher = self._make_dispatcher(table)
                 back_ends = self._make_back_ends(table)
                 await self._run_all(listeners, back_ends, task_status)
@@ -383,7 +385,8 @@ class Agent:
 
     # --- making things --------------------------------------------------------------------------
 
-    def _load_table(self) -> RouteTable:
+    def load_table(self) -> RouteTable:
+        """Load the routes that the settings name; a subclass may add its own."""
         file = self.settings.file
         table = load_table(
             self.settings.routes.file,
@@ -397,15 +400,19 @@ class Agent:
 
     def _make_dispatcher(self, table: RouteTable) -> Dispatcher:
         dispatcher = Dispatcher(
-            self.settings.routes, self.settings.channels, table, self._load_table
+            self.settings.routes, self.settings.channels, table, self.load_table
         )
         for bus in self.buses.values():
             dispatcher.attach(bus)
         for cluster in self._clusters.values():
             count = cluster.driver.count_forbidden
             cluster.guards.append(Guard(dispatcher, self.settings.channels, count))
-            cluster.bus.attach(cluster.guards[-1])
+            cluster.bus.attach(self.witnessed(cluster.guards[-1]))
         return dispatcher
+
+    def witnessed(self, receiver: Receiver) -> Receiver:
+        """Return who takes what a cluster brings; a subclass may stand before it."""
+        return receiver
 
     def _make_back_ends(self, table: RouteTable) -> BackendSubscriptions:
         """Let back ends be subscribed, and subscribe those of configuration and script."""
@@ -417,10 +424,10 @@ class Agent:
         events.set_subscriptions(back_ends)
         return back_ends
 
-    async def _open_state(self, stack: contextlib.AsyncExitStack) -> StateDirectory | None:
+    async def _open_state(self, stack: contextlib.AsyncExitStack) -> StateStore | None:
         if self.settings.state_dir is None:
             return None
-        state = await trio.to_thread.run_sync(StateDirectory, self.settings.state_dir)
+        state = await self._machine.open_state(self.settings.state_dir)
         stack.callback(state.close)
         return state
 
@@ -445,23 +452,20 @@ class Agent:
         )
 
     async def _make_cluster(
-        self, section: ClusterSection, bound: Address, state: StateDirectory | None
+        self, section: ClusterSection, bound: Address, state: StateStore | None
     ) -> _Cluster:
-        remembered, keeper = Remembered(), None
-        if state is not None:
-            remembered = await trio.to_thread.run_sync(state.load, section.name)
-            keeper = StateKeeper(state, section.name)
-        remembered = attrs.evolve(remembered, incarnation=new_incarnation(remembered.incarnation))
-        if state is not None:  # before anybody hears of it, so that the next one is larger
-            await state.save_in_thread(section.name, remembered)
-        driver = Driver(self._node_settings(section, bound, remembered))
+        remembered = await begin_life(self._machine, state, section.name)
+        keeper = None if state is None else StateKeeper(state, section.name)
+        driver = Driver(self._node_settings(section, bound, remembered), new_rng(self._machine))
         driver.on_withdraw = partial(self._withdraw, section.name)
         jobs = Jobs()
         keyring = Keyring(read_secrets(section))
         connections = Connections(driver, self._transport, jobs, keyring)
         bus = MeshBus(driver)
         certificates = partial(self._certificates, connections)
-        driver.attach(Surroundings(connections, bus, self._resolver, jobs, keeper, certificates))
+        driver.attach(
+            Surroundings(connections, bus, self._machine.resolver, jobs, keeper, certificates)
+        )
         return _Cluster(section, driver, jobs, connections, bus, keeper, remembered.members)
 
     def _node_settings(
@@ -475,7 +479,7 @@ class Agent:
             cluster=section.name,
             incarnation=remembered.incarnation,
             address=address,
-            nonce=secrets.token_bytes(NONCE_LENGTH),
+            nonce=self._machine.random_bits(8 * NONCE_LENGTH).to_bytes(NONCE_LENGTH),
             priority=self.settings.priority,
             tags=section.tags,
             channel_settings={

@@ -100,8 +100,8 @@ class Surroundings:
 class Driver:
     """Owns one node. `attach` and `start` come first; inputs fed before `start` wait for it."""
 
-    def __init__(self, settings: NodeSettings) -> None:
-        rng = random.Random(secrets.randbits(256))  # jitter must differ between the nodes
+    def __init__(self, settings: NodeSettings, rng: random.Random | None = None) -> None:
+        rng = rng or random.Random(secrets.randbits(256))  # jitter must differ between the nodes
         self.settings = settings
         self.node = Node(settings, trio.current_time(), rng)
         self.counters = dict.fromkeys(COUNTERS, 0)

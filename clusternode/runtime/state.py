@@ -11,10 +11,9 @@ import fcntl
 import json
 import logging
 import os
-import secrets
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 import trio
@@ -43,6 +42,24 @@ class Remembered:
 
     incarnation: Incarnation = NEVER_RUN
     members: tuple[KnownMember, ...] = ()
+
+
+class StateStore(Protocol):
+    """Where an agent remembers what it must know after a restart, for each of its clusters."""
+
+    async def read(self, cluster: str) -> Remembered:
+        """Return what is remembered of a cluster; nothing where that cannot be read."""
+        ...
+
+    async def write(self, cluster: str, remembered: Remembered) -> None:
+        """Replace what is remembered of a cluster.
+
+        Raises:
+            StateError: It could not be written; what was there before still is.
+        """
+        ...
+
+    def close(self) -> None: ...
 
 
 class StateDirectory:
@@ -117,7 +134,11 @@ class StateDirectory:
         finally:
             os.close(directory)
 
-    async def save_in_thread(self, cluster: str, remembered: Remembered) -> None:
+    async def read(self, cluster: str) -> Remembered:
+        """Load in a worker thread."""
+        return await trio.to_thread.run_sync(self.load, cluster)
+
+    async def write(self, cluster: str, remembered: Remembered) -> None:
         """Save in a worker thread.
 
         Raises:
@@ -133,10 +154,10 @@ class StateDirectory:
 
 
 class StateKeeper:
-    """Writes what one node asks to remember in a worker thread; the newest replaces the waiting."""
+    """Writes what one node asks to remember; the newest replaces what still waits."""
 
-    def __init__(self, directory: StateDirectory, cluster: str) -> None:
-        self._directory = directory
+    def __init__(self, store: StateStore, cluster: str) -> None:
+        self._store = store
         self._cluster = cluster
         self._next: Remembered | None = None
         self._is_writing = False
@@ -159,7 +180,7 @@ class StateKeeper:
                 while self._next is not None:
                     remembered, self._next = self._next, None
                     try:
-                        await self._directory.save_in_thread(self._cluster, remembered)
+                        await self._store.write(self._cluster, remembered)
                         error = None
                     except StateError as failed:
                         error = str(failed)
@@ -168,10 +189,9 @@ class StateKeeper:
         return error
 
 
-def new_incarnation(stored: Incarnation) -> Incarnation:
+def new_incarnation(stored: Incarnation, now_ms: int, random_bits: int) -> Incarnation:
     """Return milliseconds since 1970 and 20 random bits; larger than `stored` in any case."""
-    random_bits = secrets.randbits(INCARNATION_RANDOM_BITS)
-    fresh = milliseconds_since_1970() << INCARNATION_RANDOM_BITS | random_bits
+    fresh = now_ms << INCARNATION_RANDOM_BITS | random_bits
     return Incarnation(max(fresh, stored + 1))
 
 

@@ -316,9 +316,7 @@ class Load:
         able = [
             process
             for node_id in self.nodes
-            if (process := world.hosts[node_id].process) is not None
-            and not process.is_paused
-            and process.fact.leaving_since is None
+            if (process := world.hosts[node_id].process) is not None and process.can_send
         ]
         if not able:
             return

@@ -60,6 +60,8 @@ class DeliveryFact:
     fanouts: list[list[NodeId]] = attrs.Factory(list)
     """Each time the node fixed the destinations: must be once."""
     results: list[tuple[Instant, NodeId, ResultCode]] = attrs.Factory(list)
+    queued: dict[NodeId, None] = attrs.Factory(dict)
+    """Where it has arrived, if that is long before it is handed on."""
 
 
 @attrs.define
@@ -215,4 +217,4 @@ def make_key(kind: str, node_id: NodeId, life: int, number: int) -> Key:
 
 def key_in(body: bytes) -> Key:
     """Read the key that a body begins with; the rest is padding."""
-    return body.split(b" ", 1)[0].decode()
+    return body.split(b" ", 1)[0].decode("utf-8", "replace")

@@ -161,7 +161,8 @@ def the_reachable_are_reached(view: View) -> Iterator[Finding]:
             if code not in _GIVEN_UP or not _could_be_reached(fact, node_id, at, history):
                 continue
             calls = history.handlings.get((fact.key, node_id), [])
-            if not calls and (fact.key, node_id) not in arrived:
+            has_arrived = node_id in fact.queued or (fact.key, node_id) in arrived
+            if not calls and not has_arrived:
                 yield at, f"{fact.key}: {int(code)} from {node_id}, which could be reached"
             elif any(
                 call.code is ResultCode.OK

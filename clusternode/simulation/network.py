@@ -104,6 +104,9 @@ class Network:
         else:
             self._uplinks[host] = Uplink(bandwidth)
 
+    def has_uplink(self, host: str) -> bool:
+        return host in self._uplinks
+
     def through_uplink(self, host: str, size: int, now: Instant) -> Instant:
         """Return when the last of so many bytes has left the host, behind all others' bytes."""
         uplink = self._uplinks.get(host)

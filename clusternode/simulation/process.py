@@ -94,6 +94,10 @@ class Process:
     def is_listening(self) -> bool:
         return self.is_running
 
+    @property
+    def can_send(self) -> bool:
+        return not self.is_paused and self.fact.leaving_since is None
+
     def snapshot(self) -> NodeSnapshot:
         return self.node.snapshot(self.clock.now)
 

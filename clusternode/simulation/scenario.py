@@ -25,6 +25,8 @@ from clusternode.simulation.resolver import Answer
 from clusternode.simulation.tables import NODES_MAX, REQUIRED, Table, suggest
 from clusternode.simulation.world import WorldPlan, address_of
 
+WORLDS = ("model", "agents")
+"""Nodes of the core alone, or whole agents."""
 DEFAULT_SPREAD: Seconds = 1.0
 """Nodes that run from the start are started within so many seconds."""
 
@@ -66,6 +68,12 @@ class Scenario:
     duration: Seconds
     is_slow: bool
     """Whether it takes long enough that a quick test run leaves it out."""
+    worlds: Sequence[str]
+    """In which worlds it makes sense."""
+    because: str
+    """Why not in the others."""
+    routes: Path | None
+    """The event routes of a user, which run on every node; for whole agents only."""
 
 
 def load(path: Path, *, nodes: int | None = None) -> Scenario:
@@ -119,13 +127,26 @@ def from_mapping(
         eventually=eventually,
         duration=table.number("duration", last),
         is_slow=table.flag("slow"),
+        worlds=table.names("worlds", WORLDS, list(WORLDS)),
+        because=table.text("because"),
+        routes=_routes(table, file),
     )
     table.finish()
+    if len(scenario.worlds) < len(WORLDS) and not scenario.because:
+        raise table.error("because", "is missing: why not in the other world?")
     if scenario.duration < last:
         raise table.error("duration", f"{scenario.duration:g}: expected at least {last:g}")
     if not scenario.duration:
         raise table.error("duration", "is missing: nothing else says how long it takes")
     return scenario
+
+
+def _routes(table: Table, file: Path | None) -> Path | None:
+    """Read `routes`, a file beside the story."""
+    name = table.text("routes")
+    if not name:
+        return None
+    return Path(name) if file is None else file.parent / name
 
 
 def _plan(table: Table) -> WorldPlan:

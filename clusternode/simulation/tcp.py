@@ -120,6 +120,8 @@ class Dial:
     deadline: Instant
     failed: Callable[[DialFailure, str], None]
     """Told in the end, unless the ends were opened."""
+    token: Any = None
+    """What the subclass wants to know it by."""
 
 
 E = TypeVar("E", bound=End)

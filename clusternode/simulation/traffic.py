@@ -82,13 +82,20 @@ class Traffic:
 
     def answer(self, process: NodeView, asker: NodeId, request: Key, tag: Tag) -> None:
         """Reply to a request."""
+        delivery, key = self.begin_reply(process, asker, request)
+        process.feed(Answer(delivery, asker, tag, key.encode()))
+
+    def begin_reply(
+        self, process: ProcessView, asker: NodeId, request: Key
+    ) -> tuple[DeliveryId, Key]:
+        """Expect the result of a reply that is about to be given; return its id and its body."""
         mine = self._next(process)
         fact = self._expect_results("r", process, mine, ChannelName(""))
         fact.is_reply = True
         fact.fanouts.append([asker])
         made = ReplyMade(request, process.node_id, process.fact.life)
         self._world.history.replies_made[fact.key] = made
-        process.feed(Answer(DeliveryId(mine[2]), asker, tag, fact.key.encode()))
+        return DeliveryId(mine[2]), fact.key
 
     def _next(self, process: ProcessView) -> _Mine:
         life = (process.node_id, process.fact.life)

@@ -280,7 +280,8 @@ class World(EventQueue):
 
     def snapshots(self) -> dict[NodeId, NodeSnapshot]:
         """What every running node shows of itself."""
-        return {p.node_id: p.snapshot() for p in self.processes()}
+        found = {process.node_id: process.snapshot() for process in self.processes()}
+        return {node_id: shown for node_id, shown in found.items() if shown is not None}
 
     def sample_outboxes(self) -> None:
         """Write down how full the outboxes are."""

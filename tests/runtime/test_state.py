@@ -10,14 +10,17 @@ from clusternode.core.effects import Persist
 from clusternode.core.inputs import KnownMember
 from clusternode.core.types import Address, Incarnation, NodeId
 from clusternode.errors import StateError
+from clusternode.runtime.machine import begin_life
 from clusternode.runtime.state import (
     Remembered,
     StateDirectory,
     StateKeeper,
     decode_state,
     encode_state,
+    milliseconds_since_1970,
     new_incarnation,
 )
+from clusternode.testing.fakes import FakeResolver
 
 MEMBERS = (
     KnownMember(NodeId("n1"), Address.parse("tcp://192.0.2.1:5062"), 3.0),
@@ -120,11 +123,11 @@ def test_a_directory_that_cannot_be_made_is_a_state_error(tmp_path):
 
 
 def test_an_incarnation_is_larger_than_the_stored_one_even_when_the_clock_is_wrong():
-    ordinary = new_incarnation(Incarnation(0))
+    ordinary = new_incarnation(Incarnation(0), milliseconds_since_1970(), 17)
     future = Incarnation(ordinary << 2)
 
-    assert new_incarnation(ordinary) > ordinary
-    assert new_incarnation(future) == future + 1
+    assert new_incarnation(ordinary, 0, 17) > ordinary
+    assert new_incarnation(future, milliseconds_since_1970(), 17) == future + 1
 
 
 async def test_the_newest_state_replaces_those_that_wait(directory):
@@ -146,3 +149,36 @@ async def test_a_state_that_cannot_be_written_is_reported(directory):
 
     assert error is not None
     assert str(directory.path) in error
+
+
+class FullDisk:
+    """A machine whose disk can be read, and not written."""
+
+    resolver = FakeResolver()
+
+    def wall_clock_ms(self):
+        return 1_700_000_000_000
+
+    def random_bits(self, count):
+        return 17
+
+    async def open_state(self, path):
+        return self
+
+    async def read(self, cluster):
+        return Remembered(Incarnation(5))
+
+    async def write(self, cluster, remembered):
+        raise StateError("no space left on device")
+
+    def close(self):
+        pass
+
+
+async def test_a_full_disk_keeps_nobody_from_starting(caplog):
+    machine = FullDisk()
+
+    remembered = await begin_life(machine, machine, "voip")
+
+    assert remembered.incarnation == 1_700_000_000_000 << 20 | 17
+    assert "no space left on device" in caplog.text

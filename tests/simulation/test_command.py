@@ -57,6 +57,48 @@ def test_a_bad_run_names_what_when_and_the_command_that_repeats_it(story, capsys
     assert f"repeat it: clusternode simulate {file} --seed 7" in printed.err
 
 
+def test_whole_agents_live_through_the_same_story_without_a_digest(story, capsys):
+    status = main(["simulate", "--world", "agents", story(GOOD), "--json"])
+
+    (run,) = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert run["ok"] and run["digest"] is None and run["messages"] > 0
+    assert run["command"].endswith("--seed 1 --world agents")
+
+
+def test_a_story_that_breaks_for_nodes_breaks_for_whole_agents(story, capsys):
+    status = main(["simulate", "--world", "agents", story(HOPELESS)])
+
+    assert status == 1
+    assert "5.200 s  the-dead-are-removed: n1 lists n2" in capsys.readouterr().err
+
+
+def test_a_story_that_makes_no_sense_in_a_world_is_left_out_with_the_reason(story, capsys):
+    file = story(GOOD + 'worlds = ["model"]\nbecause = "it is long"\n')
+
+    status = main(["simulate", "--world", "agents", file])
+
+    printed = capsys.readouterr()
+    assert status == 2
+    assert "story: not with --world agents: it is long" in printed.err
+    assert "nothing is left to run" in printed.err
+
+
+def test_a_world_is_left_out_for_a_reason_only(story, capsys):
+    assert main(["simulate", story(GOOD + 'worlds = ["model"]\n')]) == 2
+    assert "because: is missing" in capsys.readouterr().err
+
+
+def test_options_of_one_world_are_refused_in_the_other(story, capsys):
+    file = story(GOOD)
+
+    assert main(["simulate", file, "--routes", "routes.py"]) == 2
+    assert "--routes belongs to --world agents" in capsys.readouterr().err
+    options = ["--trace", "t", "--node", "n1"]
+    assert main(["simulate", "--world", "agents", file, *options]) == 2
+    assert "--trace belongs to --world model" in capsys.readouterr().err
+
+
 def test_json_is_an_array_with_one_object_for_each_run(story, capsys):
     status = main(["simulate", story(HOPELESS), "--seeds", "3..4", "--json"])
 

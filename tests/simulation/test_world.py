@@ -37,7 +37,9 @@ def pass_time(world: World, seconds: float) -> None:
 def status_of_two(world: World) -> str:
     process = world.hosts[ONE].process
     assert process is not None
-    rows = {row.node_id: row.status for row in process.snapshot().members}
+    shown = process.snapshot()
+    assert shown is not None
+    rows = {row.node_id: row.status for row in shown.members}
     return rows.get(TWO, "missing")
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,13 @@ from clusternode.cli.parsing import (
 from clusternode.core.types import NodeId
 from clusternode.errors import ScenarioError
 from clusternode.simulation import swarm
-from clusternode.simulation.model import ModelWorld
 from clusternode.simulation.recording import Recorder
 from clusternode.simulation.report import page
 from clusternode.simulation.runner import Progress, RunResult, run_in
-from clusternode.simulation.runner import run as run_story
-from clusternode.simulation.scenario import Scenario, from_mapping, load
+from clusternode.simulation.scenario import WORLDS, Scenario, from_mapping, load
 from clusternode.simulation.shrinking import Values, as_toml, shrink
+from clusternode.simulation.world import World
+from clusternode.testing.world.worlds import check_routes, why_not, world_of
 
 SEEDS_MAX = 1_000_000
 """Of one call: a larger range is a slip of the pen."""
@@ -53,11 +54,20 @@ class Job:
     seed: int | None
     """None: the seed that the file names."""
     nodes: int | None
+    world: str = "model"
+    routes: Path | None = None
+    """In place of those that the story names."""
 
     def scenario(self) -> Scenario:
         if self.file is None:
             return swarm.draw(self.seed or 0)
         return load(self.file, nodes=self.nodes)
+
+    def place(
+        self, scenario: Scenario, seed: int, recorder: Recorder | None = None
+    ) -> AbstractContextManager[World]:
+        """Return the world in which it happens."""
+        return world_of(self.world, scenario, seed, routes=self.routes, recorder=recorder)
 
     def command(self, seed: int) -> str:
         """Return the command that repeats the run."""
@@ -66,6 +76,10 @@ class Job:
         words += ["--seed", str(seed)]
         if self.nodes is not None:
             words += ["--nodes", str(self.nodes)]
+        if self.world != "model":
+            words += ["--world", self.world]
+        if self.routes is not None:
+            words += ["--routes", str(self.routes)]
         return shlex.join(words)
 
 
@@ -77,7 +91,7 @@ class Outputs:
     trace: Path | None
     node: str | None
 
-    def run(self, scenario: Scenario, seed: int, progress: Progress | None) -> RunResult:
+    def run(self, job: Job, scenario: Scenario, seed: int, progress: Progress | None) -> RunResult:
         """Live through a story, and write what is wanted of it.
 
         Raises:
@@ -91,7 +105,7 @@ class Outputs:
                 if self.trace is not None:
                     file = stack.enter_context(self.trace.open("w", encoding="utf-8"))
                     recorder = Recorder(file, NodeId(self.node or ""))
-                world = ModelWorld(scenario.plan, seed, recorder=recorder)
+                world = stack.enter_context(job.place(scenario, seed, recorder))
                 result = run_in(world, scenario, progress)
             if self.report is not None:
                 self.report.write_text(page(scenario, result, world.history), encoding="utf-8")
@@ -144,10 +158,13 @@ def add_parser(parsers: Parsers) -> None:
         run=run,
         summary="live through stories of many nodes in virtual time",
         text="The nodes are those of the agent; hosts, links, DNS and time are simulated.\n"
-        "Equal seeds give equal runs. Status 1: something that must hold did not.",
+        "Equal seeds give equal runs, and with whole agents the same verdict.\n"
+        "Status 1: something that must hold did not.",
         examples="clusternode simulate scenarios/*.toml\n"
         "clusternode simulate scenarios/split-heals.toml --seeds 1..100 --jobs 2\n"
         "clusternode simulate --swarm --seeds 1..50\n"
+        "clusternode simulate scenarios/*.toml --world agents\n"
+        "clusternode simulate split.toml --world agents --routes routes.py\n"
         "clusternode simulate scenarios/split-heals.toml --report split.html\n"
         "clusternode simulate scenarios/split-heals.toml --trace n3.trace --node n3",
     )
@@ -162,6 +179,10 @@ def add_parser(parsers: Parsers) -> None:
     parser.add_argument(
         "--swarm", action="store_true", help="random clusters and faults, drawn from each seed"
     )
+    parser.add_argument("--world", choices=WORLDS, default="model",
+                        help="nodes of the core alone (default), or whole agents")  # fmt: skip
+    parser.add_argument("--routes", metavar="FILE", type=Path,
+                        help="your event routes, on every agent; with --world agents")  # fmt: skip
     parser.add_argument("--report", metavar="FILE", type=Path,
                         help="draw the run as a page; of one run only")  # fmt: skip
     parser.add_argument("--trace", metavar="FILE", type=Path,
@@ -207,16 +228,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.swarm and arguments.nodes is not None:
         complain("simulate: --nodes: the swarm draws its own number of nodes")
         return USAGE
-    jobs = list(_jobs(arguments))
-    problem = _problem_with_outputs(arguments, len(jobs))
-    if problem:
-        complain(f"simulate: {problem}")
-        return USAGE
     try:
-        for file in arguments.files:  # a wrong story is said before hours of right ones
-            load(file, nodes=arguments.nodes)
+        files = _files(arguments)
     except ScenarioError as error:
         complain(str(error))
+        return USAGE
+    jobs = list(_jobs(arguments, files))
+    problem = _problem_with_options(arguments, len(jobs))
+    if problem:
+        complain(f"simulate: {problem}")
         return USAGE
     results = []
     outputs = Outputs(arguments.report, arguments.trace, arguments.node)
@@ -235,8 +255,36 @@ def run(arguments: argparse.Namespace) -> int:
     return OK if all(result.ok for result in results) else CLUSTER_SAID_NO
 
 
-def _problem_with_outputs(arguments: argparse.Namespace, runs: int) -> str:
-    """Say what is wrong with the options that look at one run; nothing when all is well."""
+def _files(arguments: argparse.Namespace) -> list[Path]:
+    """Read all stories, so that a wrong one is said before hours of right ones.
+
+    Returns:
+        Those that make sense in the world that is asked for; of the others the reason is said.
+
+    Raises:
+        ScenarioError: One of them is wrong, or the routes are.
+    """
+    found = []
+    for file in arguments.files:
+        scenario = load(file, nodes=arguments.nodes)
+        reason = why_not(arguments.world, scenario)
+        if reason:
+            note(f"{scenario.name}: not with --world {arguments.world}: {reason}")
+            continue
+        if arguments.world == "agents":
+            check_routes(arguments.routes or scenario.routes)
+        found.append(file)
+    return found
+
+
+def _problem_with_options(arguments: argparse.Namespace, runs: int) -> str:
+    """Say what is wrong with options that do not fit; nothing when all is well."""
+    if not runs:
+        return "nothing is left to run"
+    if arguments.routes is not None and arguments.world != "agents":
+        return "--routes belongs to --world agents"
+    if arguments.trace is not None and arguments.world != "model":
+        return "--trace belongs to --world model; an agent writes one with run --record"
     if (arguments.trace is None) != (arguments.node is None):
         return "--trace and --node belong together"
     wants_one = [name for name in ("report", "trace") if getattr(arguments, name) is not None]
@@ -245,13 +293,13 @@ def _problem_with_outputs(arguments: argparse.Namespace, runs: int) -> str:
     return ""
 
 
-def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
-    files: Sequence[Path | None] = [None] if arguments.swarm else arguments.files
+def _jobs(arguments: argparse.Namespace, stories: Sequence[Path]) -> Iterator[Job]:
+    files: Sequence[Path | None] = [None] if arguments.swarm else stories
     default = 1 if arguments.swarm else None
     single = default if arguments.seed is None else arguments.seed
     seeds: Sequence[int | None] = [single] if arguments.seeds is None else arguments.seeds
     for file, seed in itertools.product(files, seeds):
-        yield Job(file, seed, arguments.nodes)
+        yield Job(file, seed, arguments.nodes, arguments.world, arguments.routes)
 
 
 def _run_all(
@@ -283,9 +331,7 @@ def run_job(
     gc.set_threshold(NEWEST_COLLECTED_AFTER, *before[1:])
     try:
         seed = scenario.seed if job.seed is None else job.seed
-        if outputs is None:
-            return run_story(scenario, seed, progress=progress)
-        return outputs.run(scenario, seed, progress)
+        return (outputs or Outputs(None, None, None)).run(job, scenario, seed, progress)
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
@@ -306,19 +352,22 @@ def _explain(job: Job, result: RunResult, *, shrinks: bool) -> None:
         note("  smaller, and failing in the same way; as a file in scenarios/ it is a test:")
         note("")
         story, broken = swarm.story(result.seed), result.violations[0].invariant
-        for line in shrunk(story, result.seed, broken).splitlines():
+        for line in shrunk(story, result.seed, broken, job).splitlines():
             note(line)
 
 
-def shrunk(values: Values, seed: int, broken: str) -> str:
+def shrunk(values: Values, seed: int, broken: str, job: Job | None = None) -> str:
     """Make a story smaller while the run with `seed` breaks the same invariant; return its file."""
+    job = job or Job(None, seed, None)
 
     def fails(story: Values) -> bool:
         try:
             scenario = from_mapping(story, name="shrunk")
         except ScenarioError:
             return False
-        return any(one.invariant == broken for one in run_story(scenario, seed).violations)
+        with job.place(scenario, seed) as world:
+            again = run_in(world, scenario)
+        return any(one.invariant == broken for one in again.violations)
 
     return as_toml(shrink(values, fails))
 
@@ -331,7 +380,7 @@ def _print_results(results: Sequence[RunResult]) -> None:
             "ok" if result.ok else f"{len(result.violations)} violations",
             f"{result.virtual_s:.0f} s",
             result.messages,
-            result.digest,
+            result.digest or "-",
         ]
         for result in results
     ]
@@ -343,7 +392,7 @@ def _as_object(job: Job, result: RunResult) -> dict[str, Any]:
         "name": result.name,
         "seed": result.seed,
         "ok": result.ok,
-        "digest": result.digest,
+        "digest": result.digest or None,
         "virtual_s": round(result.virtual_s, 6),
         "messages": result.messages,
         "inputs": result.inputs,

@@ -1,0 +1,1 @@
+"""`clusternode simulate --world agents`: whole agents in the simulator's world."""

@@ -442,14 +442,9 @@ class Agent:
         return listeners
 
     def _acceptor(self, address: Address, listener: Listener) -> Acceptor:
-        return Acceptor(
-            listener,
-            {
-                name: cluster.connections
-                for name, cluster in self._clusters.items()
-                if cluster.section.listen == address
-            },
-        )
+        clusters = self._clusters.items()
+        served = {name: one.connections for name, one in clusters if one.section.listen == address}
+        return Acceptor(listener, served)
 
     async def _make_cluster(
         self, section: ClusterSection, bound: Address, state: StateStore | None

@@ -1,8 +1,9 @@
 """Sharing tags: on which node a name is active, so that one node of several does a job; sans-IO.
 
 As in OpenSIPS there is no election: who activates a tag says so to each node, and the others go to
-backup. A node that has not heard it is told when it comes up. Written down in
-docs/gateway-opensips.md.
+backup. A node that comes up is told as well. Both sides of a partition may have taken a tag; after
+it, delays see to it that one of them stays active, where two OpenSIPS that tell each other at the
+same time both go to backup. Written down in docs/gateway-opensips.md.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from clusternode.gateways.opensips.parts import Surroundings
 
 TAGS_MAX: Final = 128
 """Tags that are kept, with those that only others have; OpenSIPS has no bound."""
+FIRST_DELAY: Final[Seconds] = 0.5
+"""Before a node that comes up is told what it has not heard. An OpenSIPS tells us at once; if both
+of us did, both would go to backup."""
 AGAIN_DELAY: Final[Seconds] = 2.0
-"""Before a node that has heard of an activation once is told again after its return: who activated
-the tag while the two were apart tells us sooner, and we go to backup instead."""
+"""Before a node that returns is told what it has heard before: who has taken the tag while the two
+were apart comes first."""
+HIGHER_DELAY: Final[Seconds] = 0.5
+"""How much longer the node with the higher id of the two waits, so that two of ours never cross."""
 ROOM_PAUSE: Final[Seconds] = 0.5
 """Until an announcement is tried again for which there was no room."""
 
@@ -128,12 +134,13 @@ class SharingTags:
             self._raise(packet.tag, BACKUP, f"cluster broadcast from {source}")
 
     def node_up(self, node_id: int) -> None:
-        """Tell a node what it has not heard; what it has heard before, a little later."""
+        """Tell a node soon what it has not heard, and later what it has."""
         now = self._around.now
+        if self._around.node_id > node_id:
+            now += HIGHER_DELAY
         for tag in self._tags.values():
             if tag.is_active:
-                tag.due[node_id] = now + AGAIN_DELAY if node_id in tag.told else now
-        self.tick()
+                tag.due[node_id] = now + (AGAIN_DELAY if node_id in tag.told else FIRST_DELAY)
 
     def node_down(self, node_id: int) -> None:
         """Wait until the node is back."""

@@ -46,6 +46,13 @@ class _Own:
     is_enabled: bool = True
 
 
+@attrs.frozen
+class _Announced:
+    is_synced: bool
+    is_first_hand: bool
+    """Whether the node has said so itself, and not another of it."""
+
+
 class Capabilities:
     """Announces ours, keeps those of others, and hands packets to what they are for."""
 
@@ -53,7 +60,7 @@ class Capabilities:
         self._around = around
         self._settings = settings
         self._own: dict[str, _Own] = {}  # capability → what it has here
-        self._states: dict[int, dict[str, bool]] = {}  # node → capability → is it synced
+        self._states: dict[int, dict[str, _Announced]] = {}  # node → capability → what was said
 
     # --- ours ---------------------------------------------------------------------------------
 
@@ -193,8 +200,10 @@ class Capabilities:
 
     def all(self) -> tuple[NodeCapabilities, ...]:
         """Return what each node has: ours first, then the others by id, none without any."""
-        others = sorted(self._states.items())
-        nodes = [self.ours, *(NodeCapabilities(id_, tuple(each.items())) for id_, each in others)]
+        nodes = [self.ours]
+        for node_id, states in sorted(self._states.items()):
+            pairs = [(name, announced.is_synced) for name, announced in states.items()]
+            nodes += [NodeCapabilities(node_id, tuple(pairs))]
         return tuple(node for node in nodes if node.capabilities)
 
     def state(self, node_id: int, name: str) -> bool | None:
@@ -202,7 +211,8 @@ class Capabilities:
         if node_id == self._around.node_id:
             own = self._own.get(name)
             return None if own is None else own.is_synced
-        return self._states.get(node_id, {}).get(name)
+        announced = self._states.get(node_id, {}).get(name)
+        return None if announced is None else announced.is_synced
 
     def forget(self, node_id: int) -> None:
         """Forget a node that was removed."""
@@ -239,14 +249,22 @@ class Capabilities:
                 continue
             if node.node_id not in self._states and len(self._states) >= NODES_MAX:
                 continue
-            states = self._states.setdefault(node.node_id, {})
+            is_first_hand = node.node_id == update.source
             for name, is_synced in node.capabilities:
-                if name not in states and len(states) >= CAPABILITIES_MAX:
-                    continue
-                states[name] = is_synced
-                own = self._own.get(name)
-                if own is not None and own.receiver is not None:
-                    own.receiver.capability_changed(node.node_id, is_synced)
+                self._take_state(node.node_id, name, is_synced, is_first_hand=is_first_hand)
+
+    def _take_state(self, node_id: int, name: str, is_synced: bool, *, is_first_hand: bool) -> None:
+        """Keep what was said of a node; what it says itself is not changed by others."""
+        states = self._states.setdefault(node_id, {})
+        known = states.get(name)
+        if known is None and len(states) >= CAPABILITIES_MAX:
+            return
+        if known is not None and known.is_first_hand and not is_first_hand:
+            return
+        states[name] = _Announced(is_synced, is_first_hand)
+        own = self._own.get(name)
+        if own is not None and own.receiver is not None:
+            own.receiver.capability_changed(node_id, is_synced)
 
     def _module_packet(self, packet: ModulePacket) -> None:
         own = self._own.get(packet.capability)

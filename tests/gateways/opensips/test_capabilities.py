@@ -87,6 +87,19 @@ def test_what_others_announce_is_kept_first_and_second_hand_and_ours_is_not_over
     assert stage.capabilities.state(3, "cachedb-local-repl") is None
 
 
+def test_what_a_node_says_itself_is_not_changed_by_others_and_second_hand_fills_gaps():
+    stage = Stage()
+    second_hand = (NodeCapabilities(2, (("a", False), ("b", True))),)
+    stage.announce(2, ("a", True))
+
+    stage.capabilities.received(CapabilityUpdate(1, 3, 0, 0, second_hand, False, (3,)))
+
+    assert stage.capabilities.state(2, "a") is True
+    assert stage.capabilities.state(2, "b") is True
+    stage.announce(2, ("b", False))
+    assert stage.capabilities.state(2, "b") is False
+
+
 def test_nobody_can_make_us_keep_more_than_so_many_nodes_and_names():
     stage = Stage()
 

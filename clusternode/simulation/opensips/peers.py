@@ -51,14 +51,16 @@ def read_description(reader: Reader) -> Description:
 class Sequence:
     """The last number and time of one kind of flooded message of one node."""
 
+    takes_any_zero: bool
     number: int = -1
     timestamp: int = 0
 
     def accepts(self, number: int, timestamp: int) -> bool:
         """Tell whether a message is news: 0 means that its author has restarted."""
-        if number == 0:
-            return self.number != 0 or timestamp > self.timestamp
-        return number > self.number
+        if number != 0:
+            return number > self.number
+        is_newer = self.number < 0 or timestamp > self.timestamp
+        return is_newer or (self.takes_any_zero and self.number > 0)
 
     def take(self, number: int, timestamp: int) -> None:
         self.number, self.timestamp = number, timestamp
@@ -79,15 +81,15 @@ class Peer:
 
     node_id: int
     description: Description
+    links: Sequence
+    topology: Sequence
+    announced: Sequence
     link: Link = attrs.Factory(Link)
     is_enabled: bool = True
     was_reachable: bool = False
     """As the last event said."""
     neighbours: list[int] = attrs.Factory(list)
     """Its links with others but us, newest first."""
-    links: Sequence = attrs.Factory(Sequence)
-    topology: Sequence = attrs.Factory(Sequence)
-    announced: Sequence = attrs.Factory(Sequence)
     capabilities: dict[str, RemoteCapability] = attrs.Factory(dict)
 
     @property
@@ -98,12 +100,13 @@ class Peer:
 class Peers:
     """All other nodes, the latest first, and how they are reached."""
 
-    def __init__(self, own_id: int, *, reroutes: bool) -> None:
+    def __init__(self, own_id: int, *, reroutes: bool, takes_any_zero: bool) -> None:
         self.own_id = own_id
         self.neighbours: list[int] = []
         """Our links that are up, newest first."""
         self._peers: list[Peer] = []
         self._reroutes = reroutes
+        self._takes_any_zero = takes_any_zero
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(list(self._peers))
@@ -118,7 +121,8 @@ class Peers:
         """Add a node; None when the cluster is full."""
         if len(self._peers) >= NODES_MAX:
             return None
-        peer = Peer(node_id, description)
+        links, topology, announced = (Sequence(self._takes_any_zero) for _ in range(3))
+        peer = Peer(node_id, description, links, topology, announced)
         self._peers.insert(0, peer)
         return peer
 

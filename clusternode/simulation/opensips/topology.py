@@ -91,7 +91,11 @@ class Topology:
     """Keeps the links up, and what is known of everybody's links."""
 
     def __init__(self, config: Config, machine: Machine, transport: Transport) -> None:
-        self.peers = Peers(config.node_id, reroutes=config.reroutes)
+        self.peers = Peers(
+            config.node_id,
+            reroutes=config.reroutes,
+            takes_any_zero=config.quirks.takes_any_zero,
+        )
         self.is_enabled = True
         self.hooks: Hooks
         self._config = config

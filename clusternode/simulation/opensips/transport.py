@@ -55,6 +55,12 @@ class Quirks:
     """So many messages fit between the reader and the workers; 4.0 has about 300."""
     handled_per_second: float = 8000.0
     """How fast the workers empty that."""
+    takes_any_zero: bool = True
+    """Whether number 0 of a flooded message counts as a restart of its author however old it is.
+
+    All versions do that. A node that brings up many links at once sends 0, 1, 2 … to different
+    neighbours, and then copies of 0 that are overtaken circulate along every path: the messages
+    of a join grow tenfold with each node from eight on. Large worlds switch it off."""
 
 
 V36: Final = Quirks()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attrs
 
-VECTORS = Path(__file__).resolve().parents[2] / "vectors" / "opensips"
+VECTORS = Path(__file__).resolve().parent / "vectors"
 SESSION_A = "session_a_three_nodes.pcap"
 SESSION_B = "session_b_python_joins.pcap"
 BIN_PORT = 5566

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import attrs
@@ -78,7 +79,7 @@ class Cache:
 
 
 def _rest_of_life(entry: CacheEntry, now: Instant) -> int:
-    return 0 if entry.expires is None else max(1, round(entry.expires - now))
+    return 0 if entry.expires is None else math.ceil(entry.expires - now)
 
 
 @attrs.define

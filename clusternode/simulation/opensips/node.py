@@ -133,8 +133,7 @@ class SimulatedOpenSips:
     def tick(self) -> None:
         self.transport.tick()
         self.topology.tick()
-        if self.topology.is_enabled:
-            self.capabilities.check()
+        self.capabilities.check()
 
     def accepted(self, connection: int, remote: HostPort) -> None:
         """Take a connection that somebody made to us; its number must be negative."""
@@ -202,12 +201,12 @@ class SimulatedOpenSips:
         """cache_store."""
         self.cache.store(collection.encode(), key, value, ttl)
         body = fields(collection.encode(), key, value, ttl)
-        self._replicate(CACHE, CACHE_VERSION, CACHE_INSERT, body)
+        self.replicate(CACHE, CACHE_VERSION, CACHE_INSERT, body)
 
     def remove(self, key: bytes, collection: str = "c1") -> None:
         """cache_remove."""
         self.cache.remove(collection.encode(), key)
-        self._replicate(CACHE, CACHE_VERSION, CACHE_REMOVE, fields(collection.encode(), key))
+        self.replicate(CACHE, CACHE_VERSION, CACHE_REMOVE, fields(collection.encode(), key))
 
     def add_contact(self, aor: str, contact: str, call_id: str, *, lifetime: int = 3600) -> None:
         """Do what a REGISTER does."""
@@ -216,14 +215,14 @@ class SimulatedOpenSips:
         body = contact_fields(aor, contact, call_id, expires=expires)
         for kind, data in ((AOR_INSERT, record), (CONTACT_INSERT, body)):
             self.contacts.packet(kind, Reader(data))
-            self._replicate(CONTACTS, CONTACTS_VERSION, kind, data)
+            self.replicate(CONTACTS, CONTACTS_VERSION, kind, data)
 
     def delete_contact(self, aor: str, contact: str, call_id: str) -> None:
         """Do what a REGISTER with Expires 0 does."""
         keys = contact_keys(aor, contact, call_id)
         for kind, data in ((CONTACT_DELETE, keys), (AOR_DELETE, fields(DOMAIN, aor.encode()))):
             self.contacts.packet(kind, Reader(data))
-            self._replicate(CONTACTS, CONTACTS_VERSION, kind, data)
+            self.replicate(CONTACTS, CONTACTS_VERSION, kind, data)
 
     def activate_tag(self, name: str) -> None:
         """clusterer:shtag_set_active."""
@@ -298,7 +297,8 @@ class SimulatedOpenSips:
         sent = [self._carry(peer, self._trailed(message, peer.node_id)) for peer in targets]
         return any(sent)
 
-    def _replicate(self, name: str, version: int, kind: int, body: bytes) -> None:
+    def replicate(self, name: str, version: int, kind: int, body: bytes) -> None:
+        """Send a packet of a module to everybody, unless its capability is switched off."""
         if self.capabilities.own[name].is_enabled:
             self._broadcast(Message(name.encode(), kind, version, body))
 

@@ -275,6 +275,8 @@ class Capabilities:
         if now < self.next_check:
             return
         self.next_check = max(self.next_check + CHECK_INTERVAL, now)
+        if not self._topology.is_enabled:
+            return
         for name, own in self.own.items():
             if own.is_synced or not own.is_enabled:
                 continue

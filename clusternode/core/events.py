@@ -36,7 +36,7 @@ class NodeStateChanged:
     status: str
     """active, not_active, disabled, left or removed."""
     previous: str
-    """The status before; `new` for a member not seen before."""
+    """The status that was told before, whatever was tried meanwhile; `new` where there was none."""
     reason: str
     fail_count: int = 0
 

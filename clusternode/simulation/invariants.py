@@ -281,7 +281,7 @@ def _replies_are_real(fact: RequestFact, history: History) -> Iterator[Finding]:
 
 @always("health-follows-table")
 def health_follows_table(view: View) -> Iterator[Finding]:
-    """Every change of a status is an edge of the health table, from what was said before."""
+    """Every change of a status is an edge of the table, and each goes on from the last one told."""
     last: dict[tuple[NodeId, int, NodeId], str] = {}
     for fact in view.history.statuses:
         if fact.status == "removed" and _was_removed_by_hand(view.history, fact):
@@ -305,10 +305,8 @@ def _was_removed_by_hand(history: History, fact: StatusFact) -> bool:
 def _may_follow(before: str | None, previous: str) -> bool:
     """Tell whether an observer that said `before` may go on from `previous`."""
     if previous == "new":
-        return before in (None, "removed", "left")
-    if before in ("removed", "left") and previous in ("not_active", "disabled"):
-        return True  # a larger incarnation was heard of: no event is raised until it answers
-    return before in (None, previous)
+        return before in (None, "removed", "left")  # whose records may be forgotten
+    return before == previous
 
 
 @always("no-flapping-without-fault")

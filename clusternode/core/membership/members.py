@@ -53,6 +53,8 @@ class Row:
     """Whether it has answered us since it came (back); until then nothing is raised about it."""
     has_answered: bool = False
     """Whether it has ever answered us."""
+    told: Health | None = None
+    """The status that observers were told last: the next event goes on from there."""
     is_linked: bool = False
     """Whether a connection to it is open, so that only it speaks for itself."""
     is_told: bool = True
@@ -321,22 +323,23 @@ class Members:
         previous = row.health
         if previous is health:
             return
-        was_confirmed, is_new = row.is_confirmed, not row.has_answered
+        was_confirmed = row.is_confirmed
         row.health = health
         if health is Health.ACTIVE:
-            self.stranger_count -= is_new
+            self.stranger_count -= not row.has_answered
             row.is_confirmed = row.has_answered = True
         self._count_active(row.record.node_id, previous, health)
         if not (was_confirmed or row.is_confirmed):
             return
-        cluster, record = self._context.settings.cluster, row.record
+        cluster, record, told = self._context.settings.cluster, row.record, row.told
+        row.told = health
         self._context.emit(
             NodeStateChanged(
                 cluster_id=cluster,
                 node_id=record.node_id,
                 new_state=1 if health is Health.ACTIVE else 0,
                 status=health.value,
-                previous="new" if is_new else previous.value,
+                previous="new" if told is None else told.value,
                 reason=reason,
                 fail_count=row.fail_count,
             )

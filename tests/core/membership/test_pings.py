@@ -24,7 +24,7 @@ from clusternode.core.inputs import (
 )
 from clusternode.core.membership.links import WRITE_BYTES_MAX, WRITE_BYTES_MIN
 from clusternode.core.settings import DiscoverySettings, HealthSettings
-from clusternode.core.types import ChannelName, DeliveryId, NodeId
+from clusternode.core.types import ChannelName, ConnectionId, DeliveryId, NodeId
 from clusternode.core.wire.messages import (
     Ack,
     List,
@@ -137,7 +137,27 @@ def test_a_removed_member_is_dialled_on_and_comes_back_by_its_own_answer():
     assert address_of("n9") in lone.dials
 
     lone.open("n9")
-    assert statuses(lone)[-1] == ("not_active", "active")
+    assert statuses(lone)[-1] == ("removed", "active")
+
+
+def test_an_event_goes_on_from_the_status_that_was_told_last():
+    lone = Lone()
+    seed = lone.open("n1")
+    connection = lone.open("n9")
+    lone.receive(connection, Records([record_of("n9", 1, 2, left=True)]))
+    lone.feed(Disconnected(connection))
+    lone.receive(seed, Records([record_of("n9", 2)]))  # it is back, says somebody
+    lone.pass_time(30.0, answers=(seed,))  # but it answers nothing
+    assert lone.status("n9") is None
+
+    lone.receive(lone.connect("n9", 3), Resume(0, 1))
+    lone.answer_ping(ConnectionId(3))
+    told = [one for one in lone.events_of(NodeStateChanged) if one.node_id == "n9"]
+    assert [(one.previous, one.status) for one in told] == [
+        ("new", "active"),
+        ("active", "left"),
+        ("left", "active"),
+    ]
 
 
 def test_a_notification_address_is_not_active_at_worst():

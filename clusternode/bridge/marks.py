@@ -37,6 +37,12 @@ def digest(text: str | bytes, length: int) -> str:
     return base64.urlsafe_b64encode(found).decode()[:length]
 
 
+def number_of(text: str, bits: int) -> int:
+    """Return a number of so many bits, at most 64, that stands for a text."""
+    found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(found, "big") >> (64 - bits)
+
+
 def identity_of(*parts: object) -> str:
     """Return the identity of a message, made of what no other message shares."""
     return digest("\0".join(map(str, parts)), IDENTITY_LENGTH)

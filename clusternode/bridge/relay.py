@@ -14,6 +14,7 @@ import trio
 from clusternode.bridge.bodies import JSON_CONTENT_TYPE, Parcel
 from clusternode.bridge.changes import CellChange, Change
 from clusternode.bridge.engine import Arrival, LinkEngine, Outgoing, Refusal
+from clusternode.bridge.known import KnownCells
 from clusternode.bridge.marks import (
     identity_of,
     split_untrusted,
@@ -81,6 +82,7 @@ class Relay:
         self.last_error = ""
         self._host = host
         self._owner = owner
+        self._cells = KnownCells()
 
     @property
     def rule(self) -> Rule:
@@ -137,6 +139,9 @@ class Relay:
             yield arrival
             return
         changes = world.read_untrusted(self.source.kind, self.source.name, message.body)
+        if self.target.kind == "table" and not world_of(self.target.where).says_patterns:
+            cells = [change for change in changes if isinstance(change, CellChange)]
+            changes = [each for cell in cells for each in self._cells.spell_out(cell)]
         for number, change in enumerate(changes):
             yield _typed(arrival, change, number)
 

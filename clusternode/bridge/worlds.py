@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
-from clusternode.bridge import kamailio
+from clusternode.bridge import kamailio, opensips
 from clusternode.bridge.changes import CellChange, Change
 from clusternode.bridge.marks import Mark
 from clusternode.bus.interface import Bus, Delivery
@@ -36,6 +36,11 @@ class World(Protocol):
         """Whether what is relayed goes to this agent's own routes there, too."""
         ...
 
+    @property
+    def says_patterns(self) -> bool:
+        """Whether it can say "expire" and "all that begin so" of cells."""
+        ...
+
     def channel(self, kind: str) -> str | None:
         """Return the channel of tables or contacts; None where the world has none."""
         ...
@@ -58,6 +63,7 @@ class Mesh:
 
     carries_marks: Final = True
     reaches_self: Final = True
+    says_patterns: Final = True
 
     def channel(self, kind: str) -> str | None:
         del kind
@@ -76,6 +82,7 @@ class Kamailio:
 
     carries_marks: Final = True
     reaches_self: Final = False
+    says_patterns: Final = True
 
     def channel(self, kind: str) -> str | None:
         return kamailio.CHANNELS.get(kind)
@@ -104,7 +111,27 @@ def _keep(bus: Bus, body: bytes) -> None:
             bus.node.counters.refused += 1
 
 
-WORLDS: Final[dict[str, World]] = {"kamailio": Kamailio()}
+class OpenSips:
+    """An OpenSIPS cluster."""
+
+    carries_marks: Final = False
+    reaches_self: Final = False
+    says_patterns: Final = False
+
+    def channel(self, kind: str) -> str | None:
+        return opensips.CHANNELS.get(kind)
+
+    def read_untrusted(self, kind: str, name: str, body: bytes) -> list[Change]:
+        return opensips.read_untrusted(kind, name, body)
+
+    def write(self, bus: Bus, change: Change, mark: Mark) -> Sequence[Delivery]:
+        """Tell every OpenSIPS; there is no place for the mark."""
+        del mark
+        channel = opensips.CHANNELS["table" if isinstance(change, CellChange) else "contacts"]
+        return [bus.broadcast(channel, opensips.write(change, _unix_now()))]
+
+
+WORLDS: Final[dict[str, World]] = {"kamailio": Kamailio(), "opensips": OpenSips()}
 """Name of a gateway → its world; every other bus is a mesh."""
 MESH: Final = Mesh()
 

@@ -8,9 +8,12 @@ own list does not fit. Facts: Kamailio 5.6.3, docs/gateway-kamailio.md, "What yo
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import Final
+from typing import Final, TypeAlias
+
+import attrs
 
 from clusternode.core.types import Instant, Seconds
 from clusternode.errors import RemoteProtocolError
@@ -39,6 +42,21 @@ _LINE: Final = re.compile(
 )
 
 
+Script: TypeAlias = Callable[[str, bytes], tuple[int, str]]
+"""Takes channel and body of a message and returns code and reason of its answer."""
+
+
+@attrs.frozen
+class _Channels:
+    """A script that takes what comes on some channels."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, channel: str, body: bytes) -> tuple[int, str]:
+        del body
+        return (200, "OK") if channel in self.names else (404, "User Not Found")
+
+
 class SimulatedKamailio:
     """One node. Its owner carries the effects `Send` and `Answer`; there are no others."""
 
@@ -52,6 +70,7 @@ class SimulatedKamailio:
         ping_interval: Seconds = 5.0,
         fr_timer: Seconds = 4.0,
         channels: tuple[str, ...] = (),
+        script: Script | None = None,
     ) -> None:
         self.own = own
         self.statuses: dict[PeerAddress, str] = {}
@@ -62,7 +81,7 @@ class SimulatedKamailio:
         self._seeds = seeds
         self._effects: list[Effect] = []
         self._timing = (ping_interval, fr_timer)
-        self._channels = channels
+        self._script = script or _Channels(channels)
         identity = Identity(own.host, own.port, own.transport, AGENT)
         self._outbox = Outbox(identity, f"{rng.getrandbits(64):016x}", self._effects)
         self._round_at = now + ping_interval
@@ -108,10 +127,12 @@ class SimulatedKamailio:
             self._outbox.answer(now, message)
         return self._take()
 
-    def broadcast(self, now: Instant, channel: str, body: bytes) -> list[Effect]:
+    def broadcast(
+        self, now: Instant, channel: str, body: bytes, content_type: str = LIST_CONTENT_TYPE
+    ) -> list[Effect]:
         """dmq_bcast_message: to every active node."""
         for address in self._active():
-            self._send(now, address, channel, body, 1)
+            self._send(now, address, channel, body, 1, content_type)
         return self._take()
 
     def _take(self) -> list[Effect]:
@@ -128,12 +149,18 @@ class SimulatedKamailio:
         return b"".join(f"{address.uri};status=active\r\n".encode() for address in listed)
 
     def _send(
-        self, now: Instant, to: PeerAddress, channel: str, body: bytes, max_forwards: int
+        self,
+        now: Instant,
+        to: PeerAddress,
+        channel: str,
+        body: bytes,
+        max_forwards: int,
+        content_type: str = LIST_CONTENT_TYPE,
     ) -> None:
         deadline = now + self._timing[1]
         on_end = partial(self._ended, to, channel)
         outgoing = Outgoing(
-            to, channel, body, LIST_CONTENT_TYPE, max_forwards, deadline, on_end, is_urgent=True
+            to, channel, body, content_type, max_forwards, deadline, on_end, is_urgent=True
         )
         self._outbox.send(now, outgoing)
 
@@ -183,12 +210,13 @@ class SimulatedKamailio:
             if is_changed and request.max_forwards > 1:
                 for address in self._active():
                     self._notify(now, address, 1)
-        elif request.channel in self._channels:
-            origin = address_of(from_uri(request))
-            self.received.append((f"{origin.host}:{origin.port}", request.channel, request.body))
-            self._answer(request, source, 200, "OK")
         else:
-            self._answer(request, source, 404, "User Not Found")
+            code, reason = self._script(request.channel, request.body)
+            if code < 300:
+                origin = address_of(from_uri(request))
+                name = f"{origin.host}:{origin.port}"
+                self.received.append((name, request.channel, request.body))
+            self._answer(request, source, code, reason)
 
     def _answer(
         self, request: SipRequest, source: Source, code: int, reason: str, body: bytes = b""

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 HOSTS = ("127.0.60.1", "127.0.60.2")
 OURS = "127.0.60.9"
 PORT = 15060
-GATEWAY = {
+GATEWAY: dict[str, Any] = {
     "kamailio": {
         "server_address": f"sip:{OURS}:{PORT}",
         "notification_address": [f"sip:{HOSTS[0]}:{PORT}"],
@@ -27,7 +27,7 @@ GATEWAY = {
         "htables": {"ban": 60},
     }
 }
-RULES = [
+RULES: list[dict[str, Any]] = [
     {"name": "fraud", "from": "channel:fraud@kamailio", "to": "channel:fraud@a",
      "direction": "both"},
     {"name": "ban", "from": "channel:fraud@a", "to": "table:ban@kamailio", "key": "{body}",

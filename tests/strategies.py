@@ -16,6 +16,7 @@ from clusternode.core.wire.messages import (
     List,
     ListEntry,
     Message,
+    NoRoute,
     Ping,
     Pong,
     Record,
@@ -24,7 +25,9 @@ from clusternode.core.wire.messages import (
     Request,
     Results,
     Resume,
+    Routed,
     Run,
+    Segment,
     Want,
     WireMessage,
 )
@@ -89,6 +92,7 @@ records = st.builds(
     left=st.booleans(),
     priority=st.integers(0, limits.U16_MAX),
     silent_for=seconds,
+    down=st.lists(names, unique=True, max_size=3).map(lambda names: tuple(sorted(names))),
 )
 list_entries = st.builds(
     ListEntry, node_id=names, incarnation=counts, version=counts, silent_for=seconds
@@ -120,6 +124,12 @@ results = st.builds(Results, st.lists(runs, max_size=5))
 positioned_messages: st.SearchStrategy[WireMessage] = st.one_of(
     channel_messages, requests, replies, results
 )
+ways = st.lists(names, unique=True, min_size=1, max_size=limits.RELAYS_MAX).map(tuple)
+routed_messages: st.SearchStrategy[WireMessage] = st.one_of(
+    st.builds(Routed, names, counts, names, counts, ways, st.integers(0, limits.U16_MAX), bodies),
+    st.builds(NoRoute, names, names, ways, names),
+    st.builds(Segment, counts, counts, counts, bodies, st.booleans()),
+)
 control_messages: st.SearchStrategy[WireMessage] = st.one_of(
     st.builds(Resume, counts, positions),
     st.builds(Close, st.integers(0, limits.U16_MAX), st.text("abc xyz.", max_size=80), counts),
@@ -129,6 +139,7 @@ control_messages: st.SearchStrategy[WireMessage] = st.one_of(
     st.builds(Records, st.lists(records, max_size=3)),
     st.builds(List, st.lists(list_entries, max_size=5)),
     st.builds(Want, st.lists(names, max_size=5)),
+    routed_messages,
 )
 messages: st.SearchStrategy[WireMessage] = st.one_of(positioned_messages, control_messages)
 """Every message that may be sent after the handshake."""

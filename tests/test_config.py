@@ -288,7 +288,7 @@ def without_file(settings: AgentSettings) -> AgentSettings:
 def test_the_sample_file_is_the_defaults_whether_its_keys_are_on_or_off(load):
     switched_on = re.sub(r"(?m)^#(?=\w)", "", sample())
 
-    assert len(tomllib.loads(switched_on)["health"]) == 6
+    assert len(tomllib.loads(switched_on)["health"]) == 7
     assert without_file(load(sample())) == without_file(load(""))
     assert without_file(load(switched_on)) == without_file(load(""))
 

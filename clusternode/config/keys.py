@@ -223,6 +223,7 @@ HEALTH_KEYS = derive(
         "fail_count_enabled": BOOLEAN,
         "fail_count_threshold_not_active": integer(0),
         "fail_count_threshold_disabled": integer(0),
+        "enable_rerouting": BOOLEAN,
     },
 )
 MESSAGING_KEYS = derive(

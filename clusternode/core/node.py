@@ -48,14 +48,17 @@ from clusternode.core.overview import overview
 from clusternode.core.settings import NodeSettings
 from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.timers import TimerKey
+from clusternode.core.tunnels import Tunnels
 from clusternode.core.types import Instant, NodeId
 from clusternode.core.wire.messages import (
     POSITIONED_TYPE_MIN,
     Ack,
     Close,
+    Frame,
     Hello,
     List,
     Message,
+    NoRoute,
     Ping,
     Pong,
     Proof,
@@ -65,6 +68,8 @@ from clusternode.core.wire.messages import (
     Request,
     Results,
     Resume,
+    Routed,
+    Segment,
     Unknown,
     Want,
     WireMessage,
@@ -98,6 +103,7 @@ class Node:
             priority=settings.priority,
         )
         self._membership = Membership(self._context, self._links, self._messaging, record, now)
+        self._tunnels = Tunnels(self._context, self._links, self._membership, self)
         self._leaving = Leaving(self._context, self._membership, self._messaging)
         self._inputs = self._input_handlers()
         self._messages = self._message_handlers()
@@ -107,6 +113,8 @@ class Node:
     def step(self, now: Instant, input_: Input) -> list[Effect]:
         """Take one input and return what the surroundings should do, in order."""
         self._inputs[type(input_)](input_, now)
+        if self._tunnels.is_dirty:
+            self._tunnels.flush(now)
         self._messaging.flush()
         if self._leaving.is_under_way:
             self._leaving.finish_if_done(now)
@@ -159,7 +167,7 @@ class Node:
             RecordSettingsChanged: self._record_settings_changed,
             AddMember: self._add_member,
             RemoveMember: lambda remove, now: membership.remove(remove.node_id, now),
-            ChangeStatus: lambda one, now: membership.change_status(one.node_id, one.status, now),
+            ChangeStatus: self._change_status,
             Lagged: self._lagged,
             Leave: lambda leave, now: self._leaving.begin(now),
             Persisted: lambda persisted, now: None,
@@ -211,6 +219,17 @@ class Node:
     def _add_member(self, add: AddMember, now: Instant) -> None:
         self._membership.discovery.add(add.address, now)
 
+    def _change_status(self, change: ChangeStatus, now: Instant) -> None:
+        """Set a status because an operator said so; the next ping may change it again."""
+        members = self._membership.members
+        row = members.rows.get(change.node_id)
+        if row is None or row.health in (Health.LEFT, Health.REMOVED):
+            return
+        row.is_confirmed = True
+        members.set_health(row, Health(change.status), "an operator said so", now)
+        if row.health is Health.DISABLED:
+            self._messaging.disabled(change.node_id)
+
     def _lagged(self, lagged: Lagged, now: Instant) -> None:
         self._membership.keepalive.lagged(now)
         self._context.count("lags")
@@ -246,25 +265,45 @@ class Node:
             return
         outlet = link.outlet
         outlet.pace(now, self.settings.health.ping_timeout * PATIENCE_SHARE)
-        bytes_max = min(ready.bytes_max, outlet.bytes_max)
+        frames, taken, has_more = self._take(link, min(ready.bytes_max, outlet.bytes_max))
+        outlet.granted_at = now
+        outlet.is_announced = False
+        outlet.is_writing = bool(frames) and (has_more or taken >= STALLING_WRITE_BYTES)
+        self._context.effects.append(Write(ready.connection, frames, more=outlet.is_writing))
+
+    def _take(self, link: Link, bytes_max: int) -> tuple[list[Frame], int, bool]:
+        """Return the frames for one write, their size, and whether more wait."""
         frames, taken = self._links.take(link, bytes_max)
-        has_more = bool(outlet.control)
+        outlet = link.outlet
+        if outlet.relayed and taken < bytes_max:
+            relayed, size = self._links.take_relayed(link, (bytes_max - taken + 1) // 2)
+            taken += size
+            frames += relayed
+        has_more = bool(outlet.control or outlet.relayed)
         if link.phase is Phase.OPEN:
             if taken < bytes_max:
                 data = self._messaging.take(link.node_id, bytes_max - taken)
                 taken += sum([frame.size_bytes for frame in data])
                 frames += data
             has_more = has_more or self._messaging.has_output(link.node_id)
-        outlet.granted_at = now
-        outlet.is_announced = False
-        outlet.is_writing = bool(frames) and (has_more or taken >= STALLING_WRITE_BYTES)
-        self._context.effects.append(Write(ready.connection, frames, more=outlet.is_writing))
+        return frames, taken, has_more
 
     def _measured(self, measured: Measured, now: Instant) -> None:
         link = self._links.get(measured.connection)
         if link is not None and link.phase is Phase.OPEN:
             if self._membership.keepalive.measured(link, measured, now):
-                self._membership.ping_failed(link.node_id, now)
+                self._membership.ping_unanswered(link.node_id, now)
+
+    # --- what tunnels ask for -------------------------------------------------------------------
+
+    def take(self, link: Link, bytes_max: int) -> tuple[list[Frame], bool]:
+        """Return the frames for a tunnel, and whether more wait."""
+        frames, _, has_more = self._take(link, bytes_max)
+        return frames, has_more
+
+    def frames(self, link: Link, messages: list[WireMessage], now: Instant) -> None:
+        """Take what came through a tunnel."""
+        self._frames_received(FramesReceived(link.connection, messages), now)
 
     # --- frames ---------------------------------------------------------------------------------
 
@@ -319,6 +358,7 @@ class Node:
             Ack: self._ack,
             Resume: membership.resume_untrusted,
             Close: membership.closed_by_peer_untrusted,
+            Segment: self._misplaced,
             Hello: self._too_late,
             Proof: self._too_late,
             Unknown: lambda link, unknown, now: self._context.count("unknown_types"),
@@ -335,11 +375,26 @@ class Node:
             Records: membership.exchange.records_untrusted,
             List: membership.exchange.list_untrusted,
             Want: membership.exchange.want_untrusted,
+            Routed: self._routed,
+            NoRoute: self._no_route,
         }
 
     def _too_late(self, link: Link, message: WireMessage, now: Instant) -> None:
         name = type(message).__name__
         self._membership.misbehaved(link, f"{name} after the handshake", now)
+
+    def _misplaced(self, link: Link, segment: Segment, now: Instant) -> None:
+        self._membership.misbehaved(link, "Segment outside Routed", now)
+
+    def _routed(self, link: Link, routed: Routed, now: Instant) -> None:
+        error = self._membership.rerouting.routed_untrusted(link, routed, now)
+        if error is not None:
+            self._membership.misbehaved(link, error, now)
+
+    def _no_route(self, link: Link, no_route: NoRoute, now: Instant) -> None:
+        error = self._membership.rerouting.no_route_untrusted(link, no_route, now)
+        if error is not None:
+            self._membership.misbehaved(link, error, now)
 
     def _ack(self, link: Link, ack: Ack, now: Instant) -> None:
         stream = self._messaging.deliveries.streams.get(link.node_id)
@@ -365,7 +420,7 @@ class Node:
         membership, messaging = self._membership, self._messaging
         return {
             "round": lambda key, now: membership.round_due(key[1], now),
-            "pongs": lambda key, now: membership.pings_overdue(now),
+            "pongs": lambda key, now: self._pings_overdue(now),
             "pong": lambda key, now: membership.ping_timed_out(key[1], now),
             "dial": lambda key, now: membership.discovery.due(key[1], now),
             "turn": lambda key, now: membership.discovery.next_turn(now),
@@ -376,10 +431,16 @@ class Node:
             "expire": lambda key, now: messaging.deliveries.expire(key[1], now),
             "wait": lambda key, now: messaging.deliveries.admit_waiting(key[1], now),
             "request": lambda key, now: messaging.request_timed_out(key[1]),
+            "down": lambda key, now: membership.rerouting.publish_down(now),
+            "tunnel": lambda key, now: self._tunnels.due(key[1], now),
             "forget": lambda key, now: membership.forget_due(now),
             "persist": lambda key, now: membership.memory.persist(now),
             "leave": lambda key, now: None,  # `finish_if_done` follows every step
         }
+
+    def _pings_overdue(self, now: Instant) -> None:
+        for node_id in self._membership.keepalive.overdue(now):
+            self._membership.ping_timed_out(node_id, now)
 
     def _link_timed_out(self, key: TimerKey, now: Instant) -> None:
         link = self._links.get(key[1])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from clusternode.core.context import Context
 from clusternode.core.membership.health import Health
+from clusternode.core.membership.links import Link
 from clusternode.core.membership.membership import Membership
+from clusternode.core.membership.ways import Way
 from clusternode.core.messaging.messaging import Messaging
 from clusternode.core.snapshots import MemberSnapshot, NodeSnapshot
 from clusternode.core.types import Instant, NodeId
@@ -50,6 +52,12 @@ def _own_row(own: Record) -> MemberSnapshot:
     )
 
 
+def _link_shown(link: Link | None, way: Way) -> str:
+    if link is not None and not link.is_routed:
+        return "direct"
+    return f"via {','.join(way)}" if way else "none"
+
+
 def _member_row(
     node_id: NodeId, membership: Membership, messaging: Messaging, now: Instant
 ) -> MemberSnapshot:
@@ -69,7 +77,7 @@ def _member_row(
         channels=record.channels,
         local=False,
         priority=record.priority,
-        link="none" if link is None else "direct",
+        link=_link_shown(link, membership.rerouting.way_to(node_id)),
         round_trip_s=membership.keepalive.round_trips.get(node_id),
         notification=membership.is_notification(row),
         remote="" if link is None else link.remote,

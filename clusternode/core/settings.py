@@ -34,6 +34,8 @@ class HealthSettings:
     """An active member whose fail count is greater than this becomes not_active."""
     fail_count_threshold_disabled: int = 1
     """A not_active member whose fail count is greater than this becomes disabled."""
+    enable_rerouting: bool = True
+    """Whether a member whose link is broken is reached through others, and others through us."""
 
 
 @attrs.frozen(kw_only=True)

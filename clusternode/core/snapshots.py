@@ -33,7 +33,7 @@ class MemberSnapshot:
     local: bool
     priority: int
     link: str
-    """self, direct or none."""
+    """self, direct, `via` and the relays between us, or none."""
     round_trip_s: Seconds | None
     """Of the last answered ping."""
     notification: bool

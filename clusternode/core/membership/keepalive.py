@@ -64,6 +64,16 @@ class Keepalive:
     def is_open(self, node_id: NodeId) -> bool:
         return node_id in self._open
 
+    def number_of(self, node_id: NodeId) -> int:
+        """Return the number of the open ping; 0 when none is open."""
+        ping = self._open.get(node_id)
+        return 0 if ping is None else ping.number
+
+    def prolong(self, node_id: NodeId, until: Instant) -> None:
+        """Give the open ping until then: it is on its way over others."""
+        self._open[node_id].deadline = until
+        self._wake_at(node_id, until)
+
     def watch(self, node_id: NodeId, now: Instant) -> None:
         """Ping a member from now on, for the first time within one interval."""
         if node_id not in self._rounds:
@@ -235,6 +245,8 @@ class Keepalive:
         if may_look and (ping.passage is None or ping.deadline <= now):
             assert link is not None
             ping.is_asked = True
+            if link.is_routed:
+                return self.measured(link, self._links.carrier.measure(link.connection), now)
             self._wake_at(node_id, now + self._context.settings.health.ping_timeout)
             self._context.effects.append(Measure(link.connection))
             return False

@@ -14,7 +14,7 @@ import attrs
 
 from clusternode.core.context import Context
 from clusternode.core.effects import Disconnect, OutputReady
-from clusternode.core.inputs import Connected
+from clusternode.core.inputs import Connected, Measured
 from clusternode.core.types import Address, ConnectionId, Incarnation, Instant, NodeId, Seconds
 from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.limits import KIB, MIB
@@ -26,6 +26,10 @@ WRITE_BYTES_MIN = 16 * KIB
 """What one write takes on the narrowest link; less costs more turns than it saves waiting."""
 WRITE_BYTES_FIRST = 64 * KIB
 WRITE_BYTES_MAX = MIB
+RELAYED_BYTES_MAX = 4 * MIB
+"""Frames of others, and our own for others, that may wait to be passed on to one peer."""
+RELAYED_CONTROL_BYTES_MAX = 256 * KIB
+"""Their pings and acknowledgements are control frames, but never hold up our own for long."""
 WAITING_LINKS_MAX = 4
 """Connections of one peer that may wait for a decision: two dials each way, crossing."""
 
@@ -49,6 +53,9 @@ class Outlet:
     control: list[Frame] = attrs.Factory(list)
     """Frames without a position; written before all data."""
     control_bytes: int = 0
+    relayed: list[Frame] = attrs.Factory(list)
+    """Segments of tunnels, which take turns with our own data."""
+    relayed_bytes: int = 0
     is_announced: bool = False
     """Whether OutputReady was given and WriteReady has not come yet."""
     is_writing: bool = False
@@ -89,6 +96,11 @@ class Link:
     is_settled: bool = False
     """Whether the peer has our record for certain, so that digests can be compared."""
 
+    @property
+    def is_routed(self) -> bool:
+        """Tell whether this is a tunnel through others; the core itself gives those numbers."""
+        return self.connection < 0
+
 
 class StreamsOfLinks(Protocol):
     """What membership needs to know of messaging."""
@@ -102,8 +114,18 @@ class StreamsOfLinks(Protocol):
     def renumbered(self, incarnation: Incarnation) -> None: ...
 
 
+class Carrier(Protocol):
+    """Who writes and closes the connections that are tunnels."""
+
+    def ready(self, connection: ConnectionId) -> None: ...
+    def closed(self, connection: ConnectionId, close: Close | None) -> None: ...
+    def measure(self, connection: ConnectionId) -> Measured: ...
+
+
 class Links:
     """All connections of one node, by connection and, once open, by node."""
+
+    carrier: Carrier
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -123,6 +145,11 @@ class Links:
 
     def open_to(self, node_id: NodeId) -> Link | None:
         return self._open.get(node_id)
+
+    def direct_to(self, node_id: NodeId) -> Link | None:
+        """Return the open connection to a node, unless it is a tunnel."""
+        link = self._open.get(node_id)
+        return None if link is None or link.is_routed else link
 
     def is_open_to(self, node_id: NodeId) -> bool:
         return node_id in self._open
@@ -167,11 +194,14 @@ class Links:
     def stays(self, link: Link, rival: Link) -> bool:
         """Tell whether a connection is kept, and not its rival; both ends decide alike.
 
-        Of two made less than `handshake_timeout` apart the one stays that the smaller id dialled,
-        else the newer one. One of another incarnation is no rival: it is proved or replaced.
+        A direct one stays before a tunnel. Of two made less than `handshake_timeout` apart the
+        one stays that the smaller id dialled, else the newer one. One of another incarnation is
+        no rival: it is proved or replaced.
         """
         if link.hello.incarnation != rival.hello.incarnation:
             return True
+        if link.is_routed != rival.is_routed:
+            return rival.is_routed
         window = self._context.settings.discovery.handshake_timeout
         is_close = abs(link.connected_at - rival.connected_at) < window
         is_other_way = (link.dialed is None) != (rival.dialed is None)
@@ -191,7 +221,10 @@ class Links:
         """End a connection and forget it; with no reason nothing is said to the peer."""
         self.lost(link)
         close = None if reason is None else Close(int(reason), detail, value)
-        self._context.effects.append(Disconnect(link.connection, close))
+        if link.is_routed:
+            self.carrier.closed(link.connection, close)
+        else:
+            self._context.effects.append(Disconnect(link.connection, close))
 
     def lost(self, link: Link) -> None:
         """Forget a connection."""
@@ -226,6 +259,35 @@ class Links:
             outlet.is_announced = True
             self._context.effects.append(OutputReady(link.connection))
 
+    def relay(self, link: Link, frame: Frame, *, is_urgent: bool) -> None:
+        """Queue what is to be passed on: behind our own control frames, beside our own data."""
+        outlet = link.outlet
+        size = frame.size_bytes
+        if is_urgent and outlet.control_bytes + size <= RELAYED_CONTROL_BYTES_MAX:
+            outlet.control.append(frame)
+            outlet.control_bytes += size
+        elif not is_urgent and outlet.relayed_bytes + size <= RELAYED_BYTES_MAX:
+            outlet.relayed.append(frame)
+            outlet.relayed_bytes += size
+        else:
+            self._context.count("routed_frames_dropped")
+            return
+        self.announce(link)
+
+    @staticmethod
+    def take_relayed(link: Link, bytes_max: int) -> tuple[list[Frame], int]:
+        """Return what is to be passed on in one write, and its size: at least one frame."""
+        outlet = link.outlet
+        taken = count = 0
+        for frame in outlet.relayed:
+            if taken >= bytes_max:
+                break
+            taken += frame.size_bytes
+            count += 1
+        frames, outlet.relayed = outlet.relayed[:count], outlet.relayed[count:]
+        outlet.relayed_bytes -= taken
+        return frames, taken
+
     @staticmethod
     def take(link: Link, bytes_max: int) -> tuple[list[Frame], int]:
         """Return the control frames for one write, and their size."""
@@ -247,4 +309,7 @@ class Links:
         outlet = link.outlet
         if not outlet.is_announced and not outlet.is_writing:
             outlet.is_announced = True
-            self._context.effects.append(OutputReady(link.connection))
+            if link.is_routed:
+                self.carrier.ready(link.connection)
+            else:
+                self._context.effects.append(OutputReady(link.connection))

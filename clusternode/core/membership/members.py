@@ -113,6 +113,7 @@ class Members:
         channels: Iterable[ChannelName] | None = None,
         tags: tuple[tuple[str, str], ...] | None = None,
         priority: int | None = None,
+        down: tuple[NodeId, ...] | None = None,
         left: bool = False,
         incarnation: Incarnation | None = None,
         version_above: int = 0,
@@ -125,6 +126,7 @@ class Members:
             channels=own.channels if channels is None else tuple(sorted(channels)),
             tags=own.tags if tags is None else tags,
             priority=own.priority if priority is None else priority,
+            down=own.down if down is None else down,
             left=left or own.left,
             incarnation=own.incarnation if incarnation is None else incarnation,
         )

@@ -10,6 +10,7 @@ from clusternode.core.events import DuplicateId, PeerMisbehaved
 from clusternode.core.inputs import Connected, DialFailed, DialFailure, KnownMember
 from clusternode.core.membership.discovery import Discovery, address_of_untrusted
 from clusternode.core.membership.exchange import Exchange
+from clusternode.core.membership.forgetting import Forgetting
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.identity import Identity
 from clusternode.core.membership.keepalive import Keepalive
@@ -22,6 +23,7 @@ from clusternode.core.membership.links import (
 )
 from clusternode.core.membership.members import Members, Row
 from clusternode.core.membership.memory import Memory
+from clusternode.core.membership.rerouting import Rerouting
 from clusternode.core.types import Address, Instant, NodeId, Seconds
 from clusternode.core.wire.messages import (
     Close,
@@ -36,9 +38,6 @@ DEFERENCE: Seconds = 1.0
 """How long the larger of two node ids leaves it to the smaller one to dial."""
 JOINING: Seconds = 5.0
 """For so long after its start a node dials everyone itself: nobody knows it yet."""
-FORGET_CHECK_INTERVAL: Seconds = 60.0
-FORGET_CHECKS_MIN = 4
-"""A record is forgotten late by at most this part of `forget_after`."""
 
 
 class Membership:
@@ -57,20 +56,20 @@ class Membership:
         self.memory = Memory(context, self.members)
         self.exchange = Exchange(context, links, self.members, self)
         self.identity = Identity(context, self.members, self.exchange.publish, self._reconnect)
+        self.rerouting = Rerouting(
+            context, self.members, links, self.keepalive, self.exchange.publish, self
+        )
+        self.forgetting = Forgetting(context, self.members, links, self.is_notification)
 
     def start(self, known: tuple[KnownMember, ...], now: Instant) -> None:
         """Dial the notification addresses and everyone known from before."""
         self.discovery.start(now)
         for member in known:
             is_own = member.address == self._context.settings.address
-            if not is_own and member.silent_for < self._forget_after:
+            if not is_own and member.silent_for < self._context.settings.discovery.forget_after:
                 self.discovery.learn(member.address, member.node_id, now - member.silent_for)
                 self.discovery.dial_soon(member.address, now)
-        self._check_forgetting_later(now)
-
-    @property
-    def _forget_after(self) -> Seconds:
-        return self._context.settings.discovery.forget_after
+        self.forgetting.check_later(now)
 
     # --- connections that begin -----------------------------------------------------------------
 
@@ -178,14 +177,14 @@ class Membership:
 
     def _opened(self, link: Link, now: Instant) -> None:
         self.links.opened(link)
-        node_id = link.node_id
-        hello = link.hello
-        row = self.members.meet(node_id, hello.incarnation, hello.address, now)
-        row.is_linked = True
+        node_id, hello = link.node_id, link.hello
+        self.members.meet(node_id, hello.incarnation, hello.address, now).is_linked = True
         address = address_of_untrusted(hello.address)
         if address is not None:
             self.discovery.learn(address, node_id, now)
-        self.discovery.connected(link.dialed, node_id, now)
+        if not link.is_routed:  # else the direct way is dialled on
+            self.discovery.connected(link.dialed, node_id, now)
+        self.rerouting.link_opened(link, now)
         self.exchange.introduce(link)
         self.keepalive.watch(node_id, now)
         self.keepalive.ping_again(node_id, self._streams.position_mark(node_id), now)
@@ -229,16 +228,14 @@ class Membership:
             row = self.members.rows[link.node_id]
             row.is_linked = False
             row.silent_since = now if row.heard_at is None else row.heard_at
+            self.rerouting.link_closed(link, now)
         if link.dialed is not None:
             self.discovery.dial_ended(link.dialed, now)
 
     def _ended(self, link: Link, now: Instant, *, pings: bool = True) -> None:
-        """Let the next connection of the node take its place, or dial it, and ask it if it lives.
+        """Let the next connection of the node take its place, or dial it and, with `pings`, ask.
 
-        Args:
-            link: The connection, which is forgotten already.
-            now: The present.
-            pings: Whether to open a ping, if the connection was the one in use.
+        The connection is forgotten already.
         """
         node_id = link.node_id
         self._unbind(link, now)
@@ -265,7 +262,7 @@ class Membership:
             self.discovery.disconnected(node_id, now, delay)
             self._dial_member(row, now, delay)
             if pings:
-                self.keepalive.ping(node_id, self._streams.position_mark(node_id), now)
+                self.verify(node_id, now)
         elif not others:
             self.discovery.disconnected(node_id, now, 0.0)
 
@@ -289,9 +286,8 @@ class Membership:
 
     def _report(self, link: Link, detail: str) -> None:
         self._context.count("peers_misbehaved")
-        self._context.emit(
-            PeerMisbehaved(self._context.settings.cluster, link.node_id, link.remote, detail)
-        )
+        cluster = self._context.settings.cluster
+        self._context.emit(PeerMisbehaved(cluster, link.node_id, link.remote, detail))
 
     # --- identity -------------------------------------------------------------------------------
 
@@ -325,10 +321,10 @@ class Membership:
     def _not_there(self, node_id: NodeId | None, address: Address | None, now: Instant) -> None:
         """Fail the open ping of a node that is not where it says."""
         row = None if node_id is None else self.members.rows.get(node_id)
-        if row is None or row.is_linked or address_of_untrusted(row.record.address) != address:
+        if node_id is None or row is None or row.is_linked:
             return
-        if self.keepalive.is_open(row.record.node_id):
-            self.ping_failed(row.record.node_id, now)
+        if self.keepalive.is_open(node_id) and address == address_of_untrusted(row.record.address):
+            self.ping_unanswered(node_id, now, is_refused=True)
 
     def proved(self, node_id: NodeId, now: Instant) -> None:
         """The open connection lives: newcomers with its node id are refused."""
@@ -352,10 +348,19 @@ class Membership:
         ]
         for node_id in self.keepalive.tick(marks, now):
             self._dial_member(rows[node_id], now)
+            self.rerouting.ask(node_id, now)
 
-    def pings_overdue(self, now: Instant) -> None:
-        for node_id in self.keepalive.overdue(now):
-            self.ping_timed_out(node_id, now)
+    def verify(self, node_id: NodeId, now: Instant) -> None:
+        """Open a ping out of turn, unless one is open; over other ways if there is no link."""
+        row = self.members.rows[node_id]
+        if row.health not in (Health.LEFT, Health.REMOVED):
+            if self.keepalive.ping(node_id, self._streams.position_mark(node_id), now):
+                self.rerouting.ask(node_id, now)
+
+    def abandon_link(self, link: Link, now: Instant) -> None:
+        """Give up a connection whose node answers, but not over it."""
+        self.links.close(link, None)
+        self._ended(link, now, pings=False)
 
     def ping_timed_out(self, node_id: NodeId, now: Instant) -> None:
         if not self.keepalive.is_open(node_id) or not self.keepalive.timed_out(node_id, now):
@@ -363,6 +368,11 @@ class Membership:
         if not self.links.is_open_to(node_id) and self.discovery.is_queued(node_id):
             self.keepalive.postpone(node_id, now)
         else:
+            self.ping_unanswered(node_id, now)
+
+    def ping_unanswered(self, node_id: NodeId, now: Instant, *, is_refused: bool = False) -> None:
+        """The direct way has not answered a ping; it has failed where no other one does."""
+        if not self.rerouting.saves(node_id, now, is_refused=is_refused):
             self.ping_failed(node_id, now)
 
     def ping_failed(self, node_id: NodeId, now: Instant) -> None:
@@ -395,6 +405,7 @@ class Membership:
         self.keepalive.unwatch(node_id)
         for link in self.links.of(node_id):
             self._drop(link, CloseReason.REMOVED, now)
+        self.rerouting.forget(node_id)
         self._streams.gone(node_id, now)
         row = self.members.rows[node_id]
         address = address_of_untrusted(row.record.address)
@@ -408,16 +419,6 @@ class Membership:
         if row is not None and row.is_member:
             self.members.set_health(row, Health.REMOVED, "an operator removed it", now)
             self._removed(node_id, now)
-
-    def change_status(self, node_id: NodeId, status: str, now: Instant) -> None:
-        """Set a status because an operator said so; the next ping may change it again."""
-        row = self.members.rows.get(node_id)
-        if row is None or row.health in (Health.LEFT, Health.REMOVED):
-            return
-        row.is_confirmed = True
-        self.members.set_health(row, Health(status), "an operator said so", now)
-        if row.health is Health.DISABLED:
-            self._streams.disabled(node_id)
 
     def ping_untrusted(self, link: Link, ping: Ping, now: Instant) -> None:
         self.links.send(link, Pong(ping.number, self.members.digest))
@@ -455,6 +456,7 @@ class Membership:
     def learned(self, node_id: NodeId, now: Instant, *, is_new: bool) -> None:
         """Dial a member that was learned from others, at once or after the smaller id had time."""
         self.memory.changed(now)
+        self.rerouting.ranked(node_id)
         row = self.members.rows[node_id]
         address = address_of_untrusted(row.record.address)
         if row.health in (Health.LEFT, Health.REMOVED) or row.is_linked or address is None:
@@ -480,19 +482,11 @@ class Membership:
 
     def forget_due(self, now: Instant) -> None:
         """Forget the records of those whom nobody has heard from for `forget_after`."""
-        self._check_forgetting_later(now)
-        for node_id in self.members.silent_too_long(now):
-            row = self.members.rows[node_id]
-            if self.links.of(node_id):
-                continue
-            if row.is_member and self.is_notification(row):
-                self.members.keep_untold(row)
-                continue
+        for node_id in self.forgetting.due(now):
             self._forget(node_id, now)
-
-    def _check_forgetting_later(self, now: Instant) -> None:
-        interval = min(FORGET_CHECK_INTERVAL, self._forget_after / FORGET_CHECKS_MIN)
-        self._context.timers.set(("forget",), now + interval)
+        for link in self.links:
+            if link.is_routed:  # its address is still worth dialling
+                self._dial_member(self.members.rows[link.node_id], now)
 
     def _forget(self, node_id: NodeId, now: Instant) -> None:
         row = self.members.rows[node_id]
@@ -501,5 +495,6 @@ class Membership:
         self.keepalive.unwatch(node_id)
         self._streams.gone(node_id, now)
         self.discovery.forget_node(node_id, now)
+        self.rerouting.forget(node_id)
         self.members.forget(node_id)
         self.memory.changed(now)

@@ -36,6 +36,7 @@ from clusternode.core.wire.messages import (
     Request,
     Results,
     Resume,
+    Routed,
     Run,
     Unknown,
     Want,
@@ -60,6 +61,12 @@ def encode(message: WireMessage) -> bytes:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise LocalProtocolError(f"cannot encode {message!r}: {error}") from error
     return _pack_header(MAGIC, HEADER_SIZE + len(payload), message.TYPE, 0) + payload
+
+
+def payload_of(message: WireMessage) -> bytes:
+    """Return the fields of a message, encoded: what `Routed` carries."""
+    payload: bytes = _pack(_FIELDS_OF[message.__class__](message))
+    return payload
 
 
 def encoded_of(frame: Frame) -> bytes:
@@ -91,6 +98,9 @@ def frame_of(message: WireMessage) -> Frame:
         case Results():
             size = sum(RUN_BYTES_MAX * _split_count(run) for run in message.runs)
             return Frame(message, size + limits.FRAME_OVERHEAD_BYTES)
+        case Routed():
+            names = len(message.origin) + len(message.destination) + sum(map(len, message.relays))
+            return Frame(message, names + len(message.payload) + limits.FRAME_OVERHEAD_BYTES)
         case _:
             encoded = encode(message)
             return Frame(message, len(encoded) + limits.FRAME_OVERHEAD_BYTES, encoded)
@@ -152,6 +162,25 @@ def _fields_of_hello(message: Hello) -> tuple[object, ...]:
 _all_fields_of_hello: _Fields = attrgetter(*schema.SCHEMAS[Hello])
 
 
+def _fields_of_record(record: Record) -> tuple[object, ...]:
+    """Leave out what is empty in nearly every record: those without it are as they always were."""
+    fields = _all_fields_of_record(record)
+    return (*fields, record.down) if record.down else fields
+
+
+_all_fields_of_record: _Fields = attrgetter(
+    "node_id",
+    "incarnation",
+    "version",
+    "address",
+    "tags",
+    "channels",
+    "left",
+    "priority",
+    "silent_for",
+)
+
+
 def _fields_of_results(message: Results) -> tuple[object, ...]:
     runs = message.runs
     if any(run.last - run.first >= limits.RUN_LENGTH_MAX for run in runs):
@@ -183,17 +212,7 @@ _Fields = Callable[[Any], tuple[object, ...]]
 _NESTED: Mapping[type, _Fields] = {
     Run: attrgetter("first", "last", "code"),
     ListEntry: attrgetter("node_id", "incarnation", "version", "silent_for"),
-    Record: attrgetter(
-        "node_id",
-        "incarnation",
-        "version",
-        "address",
-        "tags",
-        "channels",
-        "left",
-        "priority",
-        "silent_for",
-    ),
+    Record: _fields_of_record,
 }
 
 _FIELDS_OF: Mapping[type, _Fields] = {  # class → its fields in the order of the wire

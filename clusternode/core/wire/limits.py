@@ -81,6 +81,18 @@ PROOF_BYTES_MAX = 512
 With `HANDSHAKE_BYTES_MAX` it bounds what is taken from anybody before the proof.
 """
 
+RELAYS_MAX = 2
+"""Nodes between the two ends of a way: three hops."""
+
+SEGMENT_BYTES_MAX = 16 * KIB
+"""Bytes of a tunnel in one frame: pings wait for at most one of them on a slow link."""
+
+ROUTED_PAYLOAD_MAX = SEGMENT_BYTES_MAX + KIB
+"""What is passed on for others in one frame: a full segment and its numbers."""
+
+DOWN_MAX = 64
+"""Links of one node that its record names as down; a node that has lost more is cut off."""
+
 TAGS_MAX = 64
 """Tags of one node."""
 

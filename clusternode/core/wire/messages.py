@@ -147,6 +147,8 @@ class Record:
     priority: int = 50
     silent_for: Seconds = attrs.field(default=0.0, eq=False)
     """Seconds since anyone had contact, as the sender knows it; not part of the record proper."""
+    down: tuple[NodeId, ...] = ()  # sorted
+    """Members that it reaches through others only: its links to them are down."""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -185,6 +187,57 @@ class Want:
 
     TYPE: ClassVar[int] = 9
     node_ids: list[NodeId]
+
+
+@attrs.define
+class Routed:
+    """What `origin` says to `destination` through others; relays pass it on as it is.
+
+    `relays` is the whole way, in the direction of travel, so no relay decides anything: each looks
+    for itself in the list, and nobody is met twice.
+    """
+
+    TYPE: ClassVar[int] = 11
+    origin: NodeId
+    origin_incarnation: Incarnation
+    destination: NodeId
+    destination_incarnation: Incarnation
+    relays: tuple[NodeId, ...]
+    type: int
+    """The type of what is inside: `Ping`, `Pong` or `Segment`."""
+    payload: bytes
+    """Its payload, as in a frame of its own."""
+
+
+@attrs.define
+class NoRoute:
+    """A relay tells the origin that it cannot pass on what goes this way. Goes back the same way.
+
+    All fields but the last are those of what was to be passed on.
+    """
+
+    TYPE: ClassVar[int] = 12
+    origin: NodeId
+    destination: NodeId
+    relays: tuple[NodeId, ...]
+    at: NodeId
+    """The relay that has no connection to who follows it in `relays`, or to the destination."""
+
+
+@attrs.define
+class Segment:
+    """A piece of one direction of a tunnel: a connection whose bytes travel in `Routed`."""
+
+    TYPE: ClassVar[int] = 13
+    number: int
+    """Of the tunnel; the smaller of both node ids begins it and numbers it."""
+    received: int
+    """How many bytes of the other direction have been taken: an acknowledgement."""
+    offset: int
+    """How many bytes of this direction come before `data`."""
+    data: bytes = b""
+    ends: bool = False
+    """Whether the sender knows the tunnel no more."""
 
 
 @attrs.define
@@ -257,7 +310,9 @@ class Unknown:
 Answerable: TypeAlias = Message | Request | Reply
 """Positioned messages that are answered by a result."""
 Positioned: TypeAlias = Message | Request | Reply | Results
-Control: TypeAlias = Resume | Close | Ping | Pong | Ack | Records | List | Want
+Control: TypeAlias = (
+    Resume | Close | Ping | Pong | Ack | Records | List | Want | Routed | NoRoute | Segment
+)
 WireMessage: TypeAlias = Hello | Proof | Control | Positioned | Unknown
 
 RESULT_CODES: frozenset[int] = frozenset(ResultCode)

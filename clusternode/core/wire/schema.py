@@ -24,6 +24,7 @@ from clusternode.core.wire.messages import (
     List,
     ListEntry,
     Message,
+    NoRoute,
     Ping,
     Pong,
     Proof,
@@ -33,7 +34,9 @@ from clusternode.core.wire.messages import (
     Request,
     Results,
     Resume,
+    Routed,
     Run,
+    Segment,
     Want,
     WireMessage,
 )
@@ -224,6 +227,29 @@ def sorted_names(value: object) -> tuple[str, ...]:
     return tuple(names)
 
 
+def sorted_members(value: object) -> tuple[str, ...]:
+    return tuple(sorted(dict.fromkeys(_read_down(value))))
+
+
+def relays(value: object) -> tuple[str, ...]:
+    """Read a way: at least one relay, and none twice."""
+    found = _read_relays(value)
+    if not found or len(dict.fromkeys(found)) != len(found):
+        raise Refused(_shape(value), f"1 to {limits.RELAYS_MAX} different node ids")
+    return tuple(found)
+
+
+def bytes_up_to(length_max: int) -> Reader[bytes]:
+    """Make a reader of bytes, at most so many."""
+
+    def read(value: object) -> bytes:
+        if type(value) is not bytes or len(value) > length_max:
+            raise Refused(value, f"at most {length_max} bytes")
+        return value
+
+    return read
+
+
 def sorted_tags(value: object) -> tuple[tuple[str, str], ...]:
     tags = sorted(_read_tags(value))
     if len(dict(tags)) != len(tags):
@@ -248,6 +274,8 @@ def _read_at(index: int, reader: Reader[T], values: tuple[object, ...]) -> T:
 _read_tag_value = text(limits.TAG_VALUE_LENGTH_MAX)
 _read_names = array_of(name, limits.CHANNELS_MAX)
 _read_tags = array_of(_read_pair, limits.TAGS_MAX)
+_read_down = array_of(name, limits.DOWN_MAX)
+_read_relays = array_of(name, limits.RELAYS_MAX)
 
 
 def _shape(value: object) -> object:
@@ -311,6 +339,7 @@ _read_record = structure(
         "left": boolean,
         "priority": _u16,
         "silent_for": seconds,
+        "down": sorted_members,
     },
     limits.FIELDS_MAX,
 )
@@ -343,6 +372,28 @@ SCHEMAS: Mapping[type, FieldReaders] = {
     List: {"entries": array_of(_read_entry, limits.ENTRIES_MAX)},
     Want: {"node_ids": array_of(name, limits.ENTRIES_MAX)},
     Proof: {"mac": mac},
+    Routed: {
+        "origin": name,
+        "origin_incarnation": count,
+        "destination": name,
+        "destination_incarnation": count,
+        "relays": relays,
+        "type": _u16,
+        "payload": bytes_up_to(limits.ROUTED_PAYLOAD_MAX),
+    },
+    NoRoute: {
+        "origin": name,
+        "destination": name,
+        "relays": relays,
+        "at": name,
+    },
+    Segment: {
+        "number": count,
+        "received": count,
+        "offset": count,
+        "data": bytes_up_to(limits.SEGMENT_BYTES_MAX),
+        "ends": boolean,
+    },
     Message: {
         "channel": name,
         "content_type": ascii_text(limits.CONTENT_TYPE_LENGTH_MAX),

@@ -36,7 +36,7 @@ def build(cls, fields):
             values[field.removesuffix("_hex")] = bytes.fromhex(value)
         elif field in NESTED:
             values[field] = [build(NESTED[field], element) for element in value]
-        elif cls is Record and isinstance(value, list):
+        elif (cls is Record or field == "relays") and isinstance(value, list):
             values[field] = tuple(tuple(e) if isinstance(e, list) else e for e in value)
         else:
             values[field] = value

@@ -1,0 +1,410 @@
+"""Reaching members through others where a link is broken. Spec: docs/protocol.md, section 13.
+
+A way is found by asking: pings go over several ways at once, and the best of those over which the
+answer comes back is used. So no table that is old or wrong can lead anything astray, and status
+stays what it is everywhere: reachability, by our own pings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import attrs
+
+from clusternode.core.context import Context
+from clusternode.core.membership.health import Health
+from clusternode.core.membership.keepalive import Keepalive
+from clusternode.core.membership.links import Link, Links
+from clusternode.core.membership.members import Members, Row
+from clusternode.core.membership.relaying import Relaying
+from clusternode.core.membership.ways import Way, Ways
+from clusternode.core.types import Instant, NodeId, Seconds
+from clusternode.core.wire.codec import decode_untrusted, frame_of, payload_of
+from clusternode.core.wire.limits import DOWN_MAX
+from clusternode.core.wire.messages import NoRoute, Ping, Pong, Record, Routed, Segment
+from clusternode.errors import RemoteProtocolError
+
+ASKED_AT_ONCE = 5
+"""Ways that are asked at the same time: a relay that is silent itself delays nothing."""
+ASKED_MAX = 12
+"""Ways that are asked for one ping; a dead member of a large cluster is not asked for everywhere.
+"""
+GRACE_DIVISOR = 4
+"""A direct connection whose peer answers over another way has this part of `ping_timeout` more."""
+
+
+@attrs.define(eq=False)
+class Path:
+    """How a member without a direct link is reached, and what is known of its open ping."""
+
+    way: Way = ()
+    """In use; empty while none is known."""
+    number: int = 0
+    """The ping that the rest is about."""
+    tried: dict[Way, None] = attrs.Factory(dict)
+    asked: dict[Way, None] = attrs.Factory(dict)
+    """The part of `tried` that neither an answer nor a refusal has come for."""
+    answered: dict[Way, None] = attrs.Factory(dict)
+    is_extended: bool = False
+    """Whether the ping has got a second `ping_timeout`, for the other ways."""
+    is_direct_out: bool = False
+    """Whether it is known that the direct connection does not answer it."""
+
+
+class Owner(Protocol):
+    """What follows from what the other ways say."""
+
+    def ping_failed(self, node_id: NodeId, now: Instant) -> None: ...
+    def proved(self, node_id: NodeId, now: Instant) -> None: ...
+    def verify(self, node_id: NodeId, now: Instant) -> None: ...
+    def abandon_link(self, link: Link, now: Instant) -> None: ...
+
+
+class Carriage(Protocol):
+    """The tunnels: connections over ways."""
+
+    def dial(self, node_id: NodeId, now: Instant) -> None: ...
+    def rerouted(self, node_id: NodeId, now: Instant) -> None: ...
+    def segment_untrusted(self, node_id: NodeId, segment: Segment, now: Instant) -> None: ...
+
+
+class Rerouting:
+    """Finds, uses and gives up ways to members without a direct link."""
+
+    tunnels: Carriage
+
+    def __init__(
+        self,
+        context: Context,
+        members: Members,
+        links: Links,
+        keepalive: Keepalive,
+        publish: Callable[[Record], None],
+        owner: Owner,
+    ) -> None:
+        self._context = context
+        self._members = members
+        self._links = links
+        self._keepalive = keepalive
+        self._publish = publish
+        self._owner = owner
+        self._relaying = Relaying(context, links)
+        self._ways = Ways(members)
+        self._paths: dict[NodeId, Path] = {}
+        self._over: dict[NodeId, dict[NodeId, None]] = {}  # first relay → members reached over it
+        self._published_at: Instant | None = None
+
+    @property
+    def _is_enabled(self) -> bool:
+        return self._context.settings.health.enable_rerouting
+
+    def way_to(self, node_id: NodeId) -> Way:
+        """Return the relays to a member; empty where no way is known, or none is needed."""
+        path = self._paths.get(node_id)
+        return () if path is None else path.way
+
+    # --- what we say of our links -------------------------------------------------------------
+
+    def _links_changed(self, now: Instant) -> None:
+        """Say soon, and at most once per ping interval, which links of ours are down."""
+        if ("down",) not in self._context.timers:
+            at = now
+            if self._published_at is not None:
+                at = max(now, self._published_at + self._context.settings.health.ping_interval)
+            self._context.timers.set(("down",), at)
+
+    def publish_down(self, now: Instant) -> None:
+        """Name in our record the members that we reach through others only."""
+        down = tuple(
+            sorted(
+                node_id
+                for node_id, path in self._paths.items()
+                if path.way
+                and self._members.is_active(node_id)
+                and self._links.direct_to(node_id) is None
+            )
+        )[:DOWN_MAX]
+        own = self._members.own
+        if down != own.down and not own.left:
+            self._published_at = now
+            self._publish(self._members.change_own(down=down))
+
+    # --- links ----------------------------------------------------------------------------------
+
+    def link_opened(self, link: Link, now: Instant) -> None:
+        """A connection is open; a direct one makes every way to its node superfluous."""
+        if not link.is_routed:
+            self._ways.opened(link.node_id)
+            self.forget(link.node_id)
+            self._links_changed(now)
+
+    def link_closed(self, link: Link, now: Instant) -> None:
+        """An open connection has ended: look for other ways for what went over it."""
+        if link.is_routed:
+            return
+        node_id = link.node_id
+        self._ways.closed(node_id)
+        self._relaying.link_closed(node_id)
+        for other in list(self._over.pop(node_id, {})):
+            self._way_lost(other, now)
+
+    def ranked(self, node_id: NodeId) -> None:
+        """A record has changed, and perhaps the priority in it."""
+        self._ways.changed(node_id)
+
+    def forget(self, node_id: NodeId) -> None:
+        """There is a direct link to a member now, or it is none any more."""
+        path = self._paths.pop(node_id, None)
+        if path is not None:
+            self._leave(node_id, path)
+
+    def _leave(self, node_id: NodeId, path: Path) -> None:
+        if path.way:
+            over = self._over.get(path.way[0])
+            if over is not None:
+                over.pop(node_id, None)
+            path.way = ()
+
+    # --- asking ---------------------------------------------------------------------------------
+
+    def ask(self, node_id: NodeId, now: Instant) -> bool:
+        """Send the open ping of a member over other ways; tells whether one is waited for."""
+        if not self._is_enabled:
+            return False
+        path = self._paths.get(node_id)
+        if path is None:
+            path = self._paths[node_id] = Path()
+        number = self._keepalive.number_of(node_id)
+        if path.number != number:
+            path.number = number
+            path.is_extended = path.is_direct_out = False
+            self._begin(path)
+        return self._ask_more(node_id, path)
+
+    @staticmethod
+    def _begin(path: Path) -> None:
+        path.tried.clear()
+        path.asked.clear()
+        path.answered.clear()
+
+    def _ask_more(self, node_id: NodeId, path: Path) -> bool:
+        if path.way and path.way not in path.tried:
+            self._ask_over(node_id, path, path.way)
+        if len(path.asked) < ASKED_AT_ONCE and len(path.tried) < ASKED_MAX:
+            known = {other: one.way for other, one in self._paths.items() if one.way}
+            for way in self._ways.candidates(node_id, known, path.tried):
+                self._ask_over(node_id, path, way)
+                if len(path.asked) >= ASKED_AT_ONCE or len(path.tried) >= ASKED_MAX:
+                    break
+        return bool(path.asked)
+
+    def _ask_over(self, node_id: NodeId, path: Path, way: Way) -> None:
+        path.tried[way] = path.asked[way] = None
+        self._context.count("pings_rerouted")
+        self._send(node_id, way, Ping(path.number, self._members.digest))
+
+    def saves(self, node_id: NodeId, now: Instant, *, is_refused: bool = False) -> bool:
+        """Tell whether a ping that the direct way has failed is still to be waited for.
+
+        Args:
+            node_id: The member.
+            now: The present.
+            is_refused: Whether it is certain, and not only late, that nobody is there.
+        """
+        number = self._keepalive.number_of(node_id)
+        path = self._paths.get(node_id)
+        if path is not None and path.number == number:
+            path.is_direct_out = True
+            link = self._links.direct_to(node_id)
+            if path.answered and link is not None:
+                self._give_up_direct(link, number, now)
+                return True
+            if is_refused:
+                return bool(path.asked or path.answered)
+            if path.is_extended:
+                return False
+            self._begin(path)
+        if not self.ask(node_id, now):
+            return False
+        path = self._paths[node_id]
+        path.is_extended = path.is_direct_out = True
+        timeout = self._context.settings.health.ping_timeout
+        self._keepalive.prolong(node_id, now + timeout)
+        return True
+
+    def _give_up_direct(self, link: Link, number: int, now: Instant) -> None:
+        """The direct connection is silent while its node answers over another way."""
+        self._context.count("links_given_up")
+        self._owner.abandon_link(link, now)
+        self._keepalive.answered(link.node_id, number, now)
+        self._use(link.node_id, now)
+
+    # --- what comes in --------------------------------------------------------------------------
+
+    def routed_untrusted(self, link: Link, routed: Routed, now: Instant) -> str | None:
+        """Take a frame for us or for others; returns what is wrong with it, if anything."""
+        own = self._members.own
+        ends = (routed.origin, routed.destination)
+        if link.is_routed or ends[0] == ends[1] or any(one in routed.relays for one in ends):
+            return "Routed on a way that meets a node twice"
+        if routed.destination != own.node_id:
+            return self._relaying.pass_on_untrusted(link, routed)
+        if link.node_id != routed.relays[-1]:
+            return "Routed from one who is not the last on its way"
+        row = self._members.rows.get(routed.origin)
+        if (
+            not self._is_enabled
+            or row is None
+            or row.health is Health.LEFT
+            or row.record.incarnation != routed.origin_incarnation
+            or own.incarnation != routed.destination_incarnation
+        ):
+            self._context.count("routed_frames_not_taken")
+            return None
+        return self._arrived_untrusted(row, routed, now)
+
+    def _arrived_untrusted(self, row: Row, routed: Routed, now: Instant) -> str | None:
+        if routed.type not in (Ping.TYPE, Pong.TYPE, Segment.TYPE):
+            self._context.count("unknown_types")
+            return None
+        try:
+            inner = decode_untrusted(routed.type, routed.payload)
+        except RemoteProtocolError:
+            self._context.count("routed_frames_not_taken")
+            return None
+        origin, back = routed.origin, routed.relays[::-1]
+        if isinstance(inner, Ping):
+            self._send(origin, back, Pong(inner.number, self._members.digest))
+            self._asked_by(origin, back, now)
+        elif isinstance(inner, Pong):
+            self._ponged_untrusted(row, back, inner.number, now)
+        elif isinstance(inner, Segment) and self._links.direct_to(origin) is None:
+            self._adopt(origin, back)
+            self.tunnels.segment_untrusted(origin, inner, now)
+        elif isinstance(inner, Segment):
+            self._owner.verify(origin, now)
+        return None
+
+    def _asked_by(self, node_id: NodeId, back: Way, now: Instant) -> None:
+        """Somebody has no direct link to us: look at ours, and meet it with a tunnel."""
+        if self._links.direct_to(node_id) is not None:
+            self._owner.verify(node_id, now)
+        else:
+            self._adopt(node_id, back)
+            self._use(node_id, now)
+
+    def _adopt(self, node_id: NodeId, way: Way) -> None:
+        """Answer the way that something came, where we know no other."""
+        path = self._paths.get(node_id)
+        if path is None:
+            path = self._paths[node_id] = Path()
+        if not path.way:
+            self._take(node_id, path, way)
+
+    def _ponged_untrusted(self, row: Row, way: Way, number: int, now: Instant) -> None:
+        node_id = row.record.node_id
+        path = self._paths.get(node_id)
+        if path is None or path.number != number or way not in path.tried:
+            self._context.count("pongs_unexpected")
+            return
+        path.asked.pop(way, None)
+        path.answered[way] = None
+        self._ways.proved(way, node_id)
+        self._choose(node_id, path, way, now)
+        if self._keepalive.number_of(node_id) != number:
+            return
+        link = self._links.open_to(node_id)
+        if link is not None and not link.is_routed:
+            grace: Seconds = self._context.settings.health.ping_timeout / GRACE_DIVISOR
+            if len(path.answered) == 1:
+                self._keepalive.prolong(node_id, now + grace)
+        elif row.health is Health.ACTIVE or link is not None:
+            self._keepalive.answered(node_id, number, now)
+            if link is not None:
+                self._owner.proved(node_id, now)
+
+    def _choose(self, node_id: NodeId, path: Path, way: Way, now: Instant) -> None:
+        """Use a way over which an answer came, unless the one in use answered and is better."""
+        if path.way != way:
+            if path.way in path.answered and self._ways.rank(path.way) < self._ways.rank(way):
+                return
+            self._take(node_id, path, way)
+            self.tunnels.rerouted(node_id, now)
+            for other, one in self._paths.items():  # who is found can pass on what is asked for
+                if other != node_id and one.number == self._keepalive.number_of(other):
+                    self._ask_more(other, one)
+        if self._links.direct_to(node_id) is None:
+            self._use(node_id, now)
+
+    def _take(self, node_id: NodeId, path: Path, way: Way) -> None:
+        self._leave(node_id, path)
+        path.way = way
+        self._over.setdefault(way[0], {})[node_id] = None
+
+    def _use(self, node_id: NodeId, now: Instant) -> None:
+        """Let a tunnel take the place of the direct connection; the smaller id makes it."""
+        if self._context.settings.node_id < node_id and self.way_to(node_id):
+            self.tunnels.dial(node_id, now)
+        self._links_changed(now)
+
+    def no_route_untrusted(self, link: Link, no_route: NoRoute, now: Instant) -> str | None:
+        """Take a refusal, ours or another's; returns what is wrong with it, if anything."""
+        if no_route.origin != self._members.own.node_id:
+            return self._relaying.pass_back_untrusted(link, no_route)
+        way, node_id = no_route.relays, no_route.destination
+        if link.node_id != way[0] or no_route.at not in way:
+            return "NoRoute for what did not go this way"
+        index = way.index(no_route.at)
+        self._ways.refused(no_route.at, (*way, node_id)[index + 1])
+        path = self._paths.get(node_id)
+        if path is None:
+            return None
+        is_asked = way in path.asked
+        path.asked.pop(way, None)
+        path.answered.pop(way, None)
+        if path.way == way:
+            self._way_lost(node_id, now)
+        elif is_asked and path.number == self._keepalive.number_of(node_id):
+            if not self._ask_more(node_id, path) and path.is_direct_out and not path.answered:
+                self._owner.ping_failed(node_id, now)
+        return None
+
+    def _way_lost(self, node_id: NodeId, now: Instant) -> None:
+        """A way is broken: ask over others, without waiting for the next ping."""
+        path = self._paths[node_id]
+        self._leave(node_id, path)
+        self.doubt(node_id, now)
+
+    def doubt(self, node_id: NodeId, now: Instant) -> None:
+        """What went over a way is lost, or may be: ask over all of them."""
+        if self._links.direct_to(node_id) is None:
+            self._owner.verify(node_id, now)
+            if self._keepalive.is_open(node_id):
+                self.ask(node_id, now)
+
+    # --- what goes out --------------------------------------------------------------------------
+
+    def send_segment(self, node_id: NodeId, segment: Segment) -> None:
+        """Send a segment over the way in use; it is lost where there is none."""
+        way = self.way_to(node_id)
+        if way:
+            self._send(node_id, way, segment, is_urgent=not segment.data)
+
+    def _send(
+        self, node_id: NodeId, way: Way, message: Ping | Pong | Segment, *, is_urgent: bool = True
+    ) -> None:
+        link = self._links.direct_to(way[0])
+        if link is None:
+            return
+        own, record = self._members.own, self._members.rows[node_id].record
+        routed = Routed(
+            own.node_id,
+            own.incarnation,
+            node_id,
+            record.incarnation,
+            way,
+            message.TYPE,
+            payload_of(message),
+        )
+        self._links.relay(link, frame_of(routed), is_urgent=is_urgent)

@@ -1,0 +1,106 @@
+"""Which ways to a member may work, best first: what is known of the links of others.
+
+Specified in docs/protocol.md, section 13. Everything in here is only a hint in which order to ask:
+a way is used when a ping has come back over it.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Container, Iterator, Mapping
+from typing import TypeAlias
+
+from clusternode.core.membership.health import Health
+from clusternode.core.membership.members import Members
+from clusternode.core.types import NodeId
+from clusternode.core.wire.limits import RELAYS_MAX
+
+Way: TypeAlias = tuple[NodeId, ...]
+"""The relays from us to a member, in the direction of travel."""
+
+REFUSED_MAX = 4096
+"""Links of others that are known to be missing; the oldest are asked again first."""
+
+
+class Ways:
+    """Our neighbours by preference, and which of their links have failed us."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self._relays: list[tuple[int, NodeId]] = []  # (priority, id) of those directly connected
+        self._priorities: dict[NodeId, int] = {}  # the same by id
+        self._refused: dict[tuple[NodeId, NodeId], None] = {}  # (from, to), the oldest first
+
+    def opened(self, node_id: NodeId) -> None:
+        """A direct connection is open: the node can pass things on for us."""
+        self.closed(node_id)
+        priority = self._members.rows[node_id].record.priority
+        self._priorities[node_id] = priority
+        bisect.insort(self._relays, (priority, node_id))
+
+    def closed(self, node_id: NodeId) -> None:
+        """The direct connection to a node has ended."""
+        priority = self._priorities.pop(node_id, None)
+        if priority is not None:
+            del self._relays[bisect.bisect_left(self._relays, (priority, node_id))]
+
+    def changed(self, node_id: NodeId) -> None:
+        """The record of a node is a newer one; its priority may be another."""
+        if node_id in self._priorities:
+            self.opened(node_id)
+
+    def refused(self, at: NodeId, following: NodeId) -> None:
+        """Somebody says that it has no link to who follows it."""
+        self._refused.pop((at, following), None)
+        if len(self._refused) >= REFUSED_MAX:
+            del self._refused[next(iter(self._refused))]
+        self._refused[at, following] = None
+
+    def proved(self, way: Way, target: NodeId) -> None:
+        """Something came back over a way: all its links work."""
+        for pair in zip(way, (*way[1:], target), strict=True):
+            self._refused.pop(pair, None)
+
+    def rank(self, way: Way) -> tuple[int, list[tuple[int, NodeId]]]:
+        """Return what orders ways, the best first: hops, then priorities, then ids."""
+        rows = self._members.rows
+        return len(way), [
+            (rows[relay].record.priority if relay in rows else 0, relay) for relay in way
+        ]
+
+    def candidates(
+        self, target: NodeId, known: Mapping[NodeId, Way], tried: Container[Way]
+    ) -> Iterator[Way]:
+        """Yield the ways to a member that were not tried yet.
+
+        First those that nobody calls broken, by hops, priority and id; then the others.
+
+        Args:
+            target: The member.
+            known: The ways that work to members without a direct link: they can pass on too.
+            tried: Ways to leave out.
+        """
+        doubtful: list[Way] = []
+        for way in self._all(target, known):
+            if way in tried:
+                continue
+            if self._is_doubtful(way[-1], target):
+                doubtful.append(way)
+            else:
+                yield way
+        order = {pair: index for index, pair in enumerate(self._refused)} if doubtful else {}
+        yield from sorted(doubtful, key=lambda way: order.get((way[-1], target), -1))
+
+    def _all(self, target: NodeId, known: Mapping[NodeId, Way]) -> Iterator[Way]:
+        rows = self._members.rows
+        for _, relay in self._relays:
+            if relay != target and rows[relay].health is Health.ACTIVE:
+                yield (relay,)
+        for relay, way in known.items():
+            if relay != target and target not in way and len(way) < RELAYS_MAX:
+                yield (*way, relay)
+
+    def _is_doubtful(self, relay: NodeId, target: NodeId) -> bool:
+        row = self._members.rows.get(relay)
+        is_reported = row is not None and target in row.record.down
+        return is_reported or (relay, target) in self._refused

@@ -123,9 +123,22 @@ class CheckedBus(abc.ABC):
         return Tag(f"{self._tag_prefix}.{request}")
 
     def _check_channel(self, channel: str) -> None:
-        """Refuse a channel that must not be sent to."""
+        """Refuse a channel that has no requests.
+
+        Raises:
+            ConfigError: It has none, or is no channel.
+        """
         if channel not in self._good_names:
             self._check_name("channel", channel)
+
+    def _check_message(self, channel: str, body: bytes, content_type: str) -> None:
+        """Refuse what a channel cannot carry.
+
+        Raises:
+            ConfigError: It is no channel, or the body is none of it.
+        """
+        del body, content_type
+        self._check_channel(channel)
 
     # --- who is there ---------------------------------------------------------------------------
 
@@ -230,8 +243,8 @@ class CheckedBus(abc.ABC):
         excluded: Sequence[NodeId] = (),
         replicated: bool = False,
     ) -> Delivery:
-        self._check_channel(channel)
         data, content_type = self._checked(body, content_type)
+        self._check_message(channel, data, content_type)
         if max_forwards != 1 and not 0 <= max_forwards <= limits.U8_MAX:
             raise ConfigError("max_forwards", max_forwards, f"0 to {limits.U8_MAX}")
         delivery, delivery_id = self._new_delivery(on_result)

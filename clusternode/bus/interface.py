@@ -14,7 +14,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import attrs
 import trio
@@ -156,6 +156,51 @@ class Arrivals:
     is_either: bool = False
     """Whether message and request in it are one, of a cluster that does not tell them apart: what
     of the two has no handlers was never meant."""
+
+
+@attrs.frozen
+class Operation:
+    """Something that a bus does beyond `Bus`, as its cluster's own tools do."""
+
+    name: str
+    parameters: str
+    """As a usage line has them: `NODE COMMAND [PARAMETER…]`."""
+    help: str
+
+
+@runtime_checkable
+class Operable(Protocol):
+    """A bus with operations of its own."""
+
+    def operations(self) -> Sequence[Operation]: ...
+    def operate(self, name: str, arguments: Sequence[str]) -> object:
+        """Carry an operation out and return what it says, as JSON values.
+
+        Raises:
+            ConfigError: There is no such operation, or an argument is wrong.
+            ClusternodeError: It cannot be done.
+        """
+        ...
+
+
+@attrs.frozen
+class Sight:
+    """What one node sees of another."""
+
+    status: str
+    """active, not_active or disabled."""
+    link: str
+    """direct, `via` and a node, or none."""
+    round_trip_s: Seconds | None = None
+
+
+@runtime_checkable
+class Surveyed(Protocol):
+    """A bus that knows what the others see without asking: its cluster floods the links."""
+
+    def survey(self) -> Mapping[NodeId, Mapping[NodeId, Sight]]:
+        """Return what each node sees of each: node → other node → what."""
+        ...
 
 
 class Receiver(Protocol):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, assert_never
 
 import trio
 
 from clusternode.bus.base import CheckedBus, Outgoing, Question, ip_of
-from clusternode.bus.interface import Arrivals, Delivery
+from clusternode.bus.interface import Arrivals, Delivery, Operation, Sight
 from clusternode.core import effects as core_effects
 from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.types import NodeId, RequestId, ResultCode, Tag
 from clusternode.errors import ConfigError
-from clusternode.gateways.opensips import effects, generic, views
+from clusternode.gateways.opensips import effects, generic, operations, views
+from clusternode.gateways.opensips.cache import CacheView
 from clusternode.gateways.opensips.effects import Effect
 from clusternode.gateways.opensips.node import OpenSipsNode
 
@@ -64,6 +65,10 @@ class OpenSipsBus(CheckedBus):
     def snapshot(self) -> NodeSnapshot:
         return views.snapshot(self._node, self._channels, trio.current_time())
 
+    def survey(self) -> Mapping[NodeId, Mapping[NodeId, Sight]]:
+        """Every node's neighbours, as they have been flooded."""
+        return views.survey(self._node)
+
     def rank(self, channel: str) -> tuple[int, int] | None:
         """Tell (own index, count) among the reachable nodes, for a capability among its nodes."""
         if channel not in self._channels:
@@ -80,12 +85,28 @@ class OpenSipsBus(CheckedBus):
         host = ip_of(address)
         return host is not None and self._node.membership.topology.has_address(host)
 
+    # --- what the cluster shares ----------------------------------------------------------------
+
+    def cache(self, collection: str) -> CacheView:
+        """Return the live view of a replicated collection of cachedb_local.
+
+        Raises:
+            ConfigError: `[gateway.opensips] cache_collections` does not name it.
+        """
+        if self._node.cache is None:
+            setting = f"gateway.{self.name}.cache_collections"
+            raise ConfigError(setting, "none", f"the collection {collection} in it")
+        return CacheView(self._node.cache, collection)
+
     # --- messages and requests ------------------------------------------------------------------
 
-    def _check_channel(self, channel: str) -> None:
-        super()._check_channel(channel)
+    def _check_message(self, channel: str, body: bytes, content_type: str) -> None:
         if channel != generic.CHANNEL:
-            raise ConfigError("channel", channel, f"{generic.CHANNEL}")
+            self._node.channels.make(channel, body, content_type, self._node.node_id)
+
+    def _check_channel(self, channel: str) -> None:
+        if channel != generic.CHANNEL:
+            raise ConfigError("channel", channel, f"{generic.CHANNEL}: no other has requests")
 
     def _new_tag(self, request: RequestId) -> Tag:
         """Make a tag of OpenSIPS's form: cluster, node, and 24 letters."""
@@ -94,6 +115,19 @@ class OpenSipsBus(CheckedBus):
         return Tag(f"{self._node.context.cluster_id}-{self._node.node_id}-{letters}")
 
     def _send_out(self, outgoing: Outgoing) -> None:
+        if outgoing.channel != generic.CHANNEL:
+            self._do(
+                partial(
+                    self._node.channels.publish,
+                    outgoing.delivery,
+                    outgoing.channel,
+                    outgoing.body,
+                    outgoing.content_type,
+                    outgoing.destinations,
+                    outgoing.excluded,
+                )
+            )
+            return
         tag = self._new_tag(RequestId(outgoing.delivery))
         self._do(
             partial(
@@ -147,7 +181,7 @@ class OpenSipsBus(CheckedBus):
 
     def set_channels(self, channels: Iterable[str]) -> None:
         """Say which channels the routes listen to now; OpenSIPS tells nobody."""
-        self._channels = tuple(sorted(set(channels)))
+        self._channels = self._node.channels.heard = tuple(sorted(set(channels)))
 
     def add(self, address: str) -> None:
         raise ConfigError(
@@ -167,6 +201,21 @@ class OpenSipsBus(CheckedBus):
         is_enabled = status == "active"
         membership = self._node.membership
         self._do(partial(membership.set_enabled, int(known), is_enabled=is_enabled))
+
+    def operations(self) -> Sequence[Operation]:
+        """What OpenSIPS's module clusterer offers over MI."""
+        return operations.names()
+
+    def operate(self, name: str, arguments: Sequence[str]) -> object:
+        """Carry out an operation, as a script or the command line asks.
+
+        Raises:
+            ConfigError: There is no such operation, or an argument is wrong.
+            BodyTooLarge, LocalProtocolError: A command cannot be written.
+        """
+        results: list[object] = []
+        self._do(lambda: results.append(operations.perform(self._node, name, arguments)))
+        return results[0]
 
     # --- what the machine says ------------------------------------------------------------------
 

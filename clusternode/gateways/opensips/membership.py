@@ -20,7 +20,7 @@ from clusternode.core.events import (
     PeerRemoved,
     PeerUp,
 )
-from clusternode.core.types import NodeId
+from clusternode.core.types import Instant, NodeId
 from clusternode.gateways.opensips import effects, messages
 from clusternode.gateways.opensips.context import Context
 from clusternode.gateways.opensips.links import Links, Signal, Timing
@@ -275,8 +275,7 @@ class Membership:
 
     def _link_changed(self, node_id: int, is_up: bool) -> None:
         self.topology.set_own_link(node_id, is_up=is_up)
-        others = [each for each in self.links.up() if each != node_id]
-        self.voice.link(node_id, LinkState.UP if is_up else LinkState.DOWN, others)
+        self.voice.link(node_id)
         if is_up:
             self.voice.topology(node_id, self._listed)
             self.voice.capabilities(node_id, wants_reply=True)
@@ -302,8 +301,14 @@ class Membership:
         return node_id == self._context.own_id or node_id in self.topology.hops
 
     def tick(self) -> None:
+        self.voice.tick()
         self.links.tick(self._context.now)
         self.outbox.tick(self._context.now)
+
+    def next_deadline(self) -> Instant | None:
+        parts = (self.voice, self.links, self.outbox)
+        deadlines = [part.next_deadline() for part in parts]
+        return min((each for each in deadlines if each is not None), default=None)
 
     def settle(self) -> None:
         """Tell who can be reached now and could not before, or the other way round."""

@@ -6,31 +6,51 @@ proto_bin, 3.3 to 4.0. Every public method that changes something returns the ef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from clusternode.core.events import Event
 from clusternode.core.types import Instant
 from clusternode.errors import RemoteProtocolError
 from clusternode.gateways.opensips import messages
-from clusternode.gateways.opensips.announced import AnnouncedTable
+from clusternode.gateways.opensips.cache import Cache
+from clusternode.gateways.opensips.capabilities import Capabilities
+from clusternode.gateways.opensips.channels import Channels
 from clusternode.gateways.opensips.codec import (
     BridgeRefused,
     decode_untrusted,
     route_of_untrusted,
 )
+from clusternode.gateways.opensips.commands import Commands
+from clusternode.gateways.opensips.contacts import Contacts
 from clusternode.gateways.opensips.context import Context
 from clusternode.gateways.opensips.effects import Effect
 from clusternode.gateways.opensips.generic import Conversations
 from clusternode.gateways.opensips.membership import Membership
 from clusternode.gateways.opensips.messages import (
+    Command,
     Generic,
+    ModulePacket,
     RemoveNode,
     Routed,
+    SharingTagActive,
+    Sync,
+    SyncEnd,
+    SyncRequest,
     Trailer,
 )
 from clusternode.gateways.opensips.outbox import Connection
 from clusternode.gateways.opensips.routing import Router
 from clusternode.gateways.opensips.settings import OpenSipsSettings
+from clusternode.gateways.opensips.sync import SyncSettings
+from clusternode.gateways.opensips.tags import SharingTags
+
+
+class Timed(Protocol):
+    """A part with deadlines."""
+
+    def next_deadline(self) -> Instant | None: ...
+    def tick(self) -> None: ...
 
 
 class OpenSipsNode:
@@ -39,13 +59,28 @@ class OpenSipsNode:
     def __init__(self, cluster: str, settings: OpenSipsSettings, now: Instant) -> None:
         self.context = Context(cluster, settings, now)
         self.is_leaving = False
-        self.announced = AnnouncedTable(settings.my_node_id)
-        self.membership = Membership(self.context, self.announced, self._node_changed)
-        self._outbox = self.membership.outbox
-        self.router = Router(
-            self.context, self.membership.topology, self.membership.links, self._outbox
+        sync = SyncSettings(
+            settings.sync_timeout,
+            settings.sync_packet_size,
+            settings.my_node_info.is_seed,
+            settings.seed_fallback_interval,
         )
+        self.capabilities = Capabilities(self, sync)
+        self.membership = Membership(self.context, self.capabilities, self._node_changed)
+        self.router = Router(self.context, self.membership)
         self.scripts = Conversations(self.context, self.others, self.router.send)
+        self.cache = self.contacts = None
+        if settings.cache_collections:
+            self.cache = Cache(self, self.capabilities, settings.cache_collections)
+        if settings.usrloc:
+            self.contacts = Contacts(self, self.capabilities)
+        for name in settings.capabilities:
+            self.capabilities.register_script(name)
+        self.tags = SharingTags(self, dict(settings.sharing_tags))
+        self.commands = Commands(self, settings.mi_allow)
+        self.channels = Channels(
+            self.context, self.others, self.router.send, self.cache, self.contacts
+        )
 
     # --- time and the network -------------------------------------------------------------------
 
@@ -53,32 +88,38 @@ class OpenSipsNode:
         """Begin to join. To be called once, before anything else."""
         self.context.now = now
         self.membership.start()
+        self.capabilities.start()
+        self.tags.start()
         return self._take()
 
     def next_deadline(self) -> Instant | None:
         """Tell when `tick` is due."""
-        parts = (self.membership.links, self._outbox, self.scripts)
-        deadlines = [part.next_deadline() for part in parts]
+        deadlines = [part.next_deadline() for part in self._parts()]
         return min((each for each in deadlines if each is not None), default=None)
 
     def tick(self, now: Instant) -> list[Effect]:
         """Do what the clock asks for."""
         self.context.now = now
         if not self.is_leaving:
-            self.membership.tick()
-            self.scripts.tick()
+            for part in self._parts():
+                part.tick()
         return self._take()
+
+    def _parts(self) -> Iterator[Timed]:
+        """Yield everything that has deadlines."""
+        yield from (self.membership, self.scripts, self.capabilities, self.tags)
+        yield from (part for part in (self.cache, self.contacts) if part is not None)
 
     def accepted(self, now: Instant, connection: int, host: str, port: int) -> list[Effect]:
         """Take a connection that somebody has opened; its number is below 0."""
         self.context.now = now
-        self._outbox.accepted(connection, host, port)
+        self.membership.outbox.accepted(connection, host, port)
         return self._take()
 
     def connected(self, now: Instant, connection: int) -> list[Effect]:
         """Take note that a dial has succeeded."""
         self.context.now = now
-        self._outbox.connected(connection)
+        self.membership.outbox.connected(connection)
         return self._take()
 
     def closed(self, now: Instant, connection: int) -> list[Effect]:
@@ -90,7 +131,7 @@ class OpenSipsNode:
     def written(self, now: Instant, connection: int, urgent: int, data: int) -> list[Effect]:
         """Take note that so many frames of each kind have gone to the kernel."""
         self.context.now = now
-        self._outbox.written(now, connection, urgent, data)
+        self.membership.outbox.written(now, connection, urgent, data)
         return self._take()
 
     def resolved(self, now: Instant, host: str, addresses: Sequence[str]) -> list[Effect]:
@@ -103,7 +144,7 @@ class OpenSipsNode:
         """Take one whole frame. Nothing in it can raise."""
         self.context.now = now
         self.context.count("received")
-        known = self._outbox.get(connection)
+        known = self.membership.outbox.get(connection)
         if known is None or self.is_leaving or not self.membership.is_enabled:
             return self._take()
         try:
@@ -164,18 +205,32 @@ class OpenSipsNode:
                 self.scripts.received(packet)
             case RemoveNode():
                 self._removed(packet)
+            case SyncRequest() | Sync() | SyncEnd():
+                self.capabilities.received(packet)
+            case ModulePacket():
+                self.capabilities.received(packet)
+                self.channels.received(packet)
+            case Command():
+                self.commands.received(packet)
+            case SharingTagActive():
+                self.tags.received(packet)
             case _:
-                context.count("unknown")
+                raise AssertionError("a topology packet has no trailer")
 
     def _removed(self, packet: RemoveNode) -> None:
         by = f"removed by node {packet.trailer.source}"
         if packet.node_id == self.context.own_id:
             self.membership.set_enabled(packet.node_id, is_enabled=False)
         else:
-            self.membership.remove(packet.node_id, by)
+            self._forget(packet.node_id, by)
 
     def _node_changed(self, node_id: int, is_up: bool) -> None:
         """Tell the parts who can be reached."""
+        for part in (self.capabilities, self.tags):
+            if is_up:
+                part.node_up(node_id)
+            else:
+                part.node_down(node_id)
 
     # --- what parts see (parts.Surroundings) ----------------------------------------------------
 
@@ -205,7 +260,7 @@ class OpenSipsNode:
         return self.membership.is_reachable(node_id)
 
     def send(self, packet: Routed) -> bool:
-        return self.router.send(packet, None)
+        return self.router.send(packet, self.channels.on_end(packet.trailer.destination))
 
     def raise_event(self, event: Event) -> None:
         self.context.raise_event(event)
@@ -214,7 +269,7 @@ class OpenSipsNode:
         self.membership.voice.capability(name, is_synced=is_synced)
 
     def capability_state(self, node_id: int, name: str) -> bool | None:
-        return self.announced.state(node_id, name)
+        return self.capabilities.state(node_id, name)
 
     def count(self, counter: str, by: int = 1) -> None:
         self.context.count(counter, by)
@@ -227,4 +282,10 @@ class OpenSipsNode:
             return False
         for each in self.others():
             self.send(RemoveNode(self.trailer(each), node_id))
-        return self.membership.remove(node_id, "removed by an operator")
+        return self._forget(node_id, "removed by an operator")
+
+    def _forget(self, node_id: int, reason: str) -> bool:
+        if not self.membership.remove(node_id, reason):
+            return False
+        self.tags.forget(node_id)
+        return True

@@ -14,11 +14,10 @@ from clusternode.core.types import Instant, ResultCode, Seconds
 from clusternode.errors import BodyTooLarge, LocalProtocolError
 from clusternode.gateways.opensips.codec import encode
 from clusternode.gateways.opensips.context import Context
-from clusternode.gateways.opensips.links import Links
+from clusternode.gateways.opensips.membership import Membership
 from clusternode.gateways.opensips.messages import Routed, Trailer
-from clusternode.gateways.opensips.outbox import Connection, Outbox
+from clusternode.gateways.opensips.outbox import Connection
 from clusternode.gateways.opensips.pacing import OnEnd
-from clusternode.gateways.opensips.topology import Topology
 
 PASSED_TIME: Final[Seconds] = 10.0
 """How long a packet that went through is remembered: circles turn in milliseconds."""
@@ -29,11 +28,11 @@ PASSED_MAX: Final = 20_000
 class Router:
     """Finds the next hop of a packet."""
 
-    def __init__(self, context: Context, topology: Topology, links: Links, outbox: Outbox) -> None:
+    def __init__(self, context: Context, membership: Membership) -> None:
         self._context = context
-        self._topology = topology
-        self._links = links
-        self._outbox = outbox
+        self._topology = membership.topology
+        self._links = membership.links
+        self._outbox = membership.outbox
         self._passed: OrderedDict[bytes, tuple[Instant, int]] = OrderedDict()
         # digest → (when, the connection's other end)
 

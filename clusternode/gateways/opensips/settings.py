@@ -130,7 +130,7 @@ class OpenSipsSettings:
     cache_collections: tuple[str, ...] = ()
     """Replicated collections of cachedb_local to keep a live copy of."""
     usrloc: bool = False
-    """Whether to be synced with the contacts of usrloc; changes of them are seen without, too."""
+    """Whether to keep a copy of the contacts of usrloc, synced from a node; changes are events."""
     sharing_tags: tuple[tuple[str, bool], ...] = ()
     """Sharing tags of which we are a node: `vip`, or `vip=active` to take it at the start."""
     mi_allow: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from clusternode.bus.interface import Sight
 from clusternode.core.snapshots import AddressSnapshot, MemberSnapshot, NodeSnapshot
 from clusternode.core.types import Address, ChannelName, Incarnation, Instant, NodeId
 from clusternode.gateways.opensips.links import State
@@ -81,6 +82,35 @@ def _row(node: OpenSipsNode, other: Node, now: Instant) -> MemberSnapshot:
         remote=f"{other.addresses[0]}:{other.url.port}" if other.addresses else "",
         outbox_bytes=membership.outbox.waiting_bytes(other.node_id),
     )
+
+
+def survey(node: OpenSipsNode) -> Mapping[NodeId, Mapping[NodeId, Sight]]:
+    """Return which node sees which: ours by our own links, the others' by what they flooded."""
+    topology, links = node.membership.topology, node.membership.links
+    others = sorted(topology, key=lambda each: each.node_id)
+    own: dict[NodeId, Sight] = {}
+    for other in others:
+        hop, link = topology.hops.get(other.node_id), links.get(other.node_id)
+        way = "none" if hop is None else "direct" if hop == other.node_id else f"via {hop}"
+        round_trip = None if link is None or way != "direct" else link.round_trip
+        status = "not_active" if hop is None else "active"
+        own[_name(other.node_id)] = Sight(status, way, round_trip)
+    found = {_name(node.node_id): own}
+    for other in others:
+        if other.node_id in topology.hops:
+            known = [node.node_id, *(each.node_id for each in others)]
+            found[_name(other.node_id)] = {
+                _name(each): Sight("active", "direct")
+                if each in other.neighbours
+                else Sight("not_active", "none")
+                for each in known
+                if each != other.node_id
+            }
+    return found
+
+
+def _name(node_id: int) -> NodeId:
+    return NodeId(str(node_id))
 
 
 def _address_rows(node: OpenSipsNode) -> Iterator[AddressSnapshot]:

@@ -302,7 +302,7 @@ def test_a_packet_of_a_known_id_from_the_address_of_another_node_is_taken_as_by_
         (Generic(Trailer(7, 2, 1), True, "t", b""), "foreign"),
         (Generic(Trailer(1, 1, 2), True, "t", b""), "loops"),
         (Generic(Trailer(1, 2, 70), True, "t", b""), "unroutable"),
-        (ModulePacket(Trailer(1, 2, 1), "no-such-module", 1, 1, b"x"), "unknown"),
+        (ModulePacket(Trailer(1, 2, 1), "no-such-module", 1, 1, b"x"), "packets_unregistered"),
     ],
 )
 def test_what_makes_no_sense_is_dropped_and_counted(packet, counter):

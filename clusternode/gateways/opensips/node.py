@@ -280,7 +280,8 @@ class OpenSipsNode:
         """Take a node out of the cluster, everywhere; False where it is not known."""
         if self.membership.topology.get(node_id) is None:
             return False
-        for each in self.others():
+        # The node itself first: where it is reached through another, that one still knows it then.
+        for each in sorted(self.others(), key=lambda other: other != node_id):
             self.send(RemoveNode(self.trailer(each), node_id))
         return self._forget(node_id, "removed by an operator")
 

@@ -178,6 +178,7 @@ async def test_a_disabled_node_is_shown_so_and_a_removed_one_not_at_all():
         one.bus.change_status("3", "disabled")
         assert [row.status for row in one.bus.members()] == ["active", "active", "disabled"]
         one.bus.change_status("3", "active")
+        await until(lambda: one.bus.members()[2].link == "direct")
         one.bus.remove("3")
         await until(lambda: [row.node_id for row in two.bus.members()] == ["2", "1"])
         await until(lambda: three.bus.members()[0].status == "disabled")

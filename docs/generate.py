@@ -24,8 +24,9 @@ import attrs
 
 from clusternode.backends import channel, datagram, flatstore, http, program, stream, virtual
 from clusternode.backends.options import Option
+from clusternode.bridge.settings import KINDS as BRIDGE_KINDS
 from clusternode.cli import reference as cli_reference
-from clusternode.config.keys import field_help
+from clusternode.config.keys import derive, field_help
 from clusternode.config.text import reference_markdown, toml_value
 from clusternode.control import requests as control_requests
 from clusternode.core import events
@@ -347,11 +348,23 @@ def kafka_keys() -> str:
     return "\n".join(lines)
 
 
+def bridge_keys() -> str:
+    """List the keys of `[[bridge]]` that are one value."""
+    lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for cls, kinds in BRIDGE_KINDS.items():
+        meanings = field_help(cls)
+        for key in derive(cls, kinds):
+            cells = (f"`{key.name}`", key.kind.expected, f"`{toml_value(key.default)}`")
+            lines.append("| " + " | ".join((*cells, meanings[key.name])) + " |")
+    return "\n".join(lines)
+
+
 SECTIONS: Mapping[str, Callable[[], str]] = {
     **{
         f"options-{scheme}": partial(options_table, options)
         for scheme, options in BACKEND_OPTIONS.items()
     },
+    "bridge-keys": bridge_keys,
     "close-reasons": close_reasons,
     "counters": counters_table,
     "events": events_table,

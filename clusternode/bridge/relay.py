@@ -141,7 +141,11 @@ class Relay:
         changes = world.read_untrusted(self.source.kind, self.source.name, message.body)
         if self.target.kind == "table" and not world_of(self.target.where).says_patterns:
             cells = [change for change in changes if isinstance(change, CellChange)]
-            changes = [each for cell in cells for each in self._cells.spell_out(cell)]
+            changes = []
+            for cell in cells:
+                spelled = self._cells.spell_out(cell)
+                self.engine.counters.unreadable += not spelled and cell.action == "expire"
+                changes += spelled
         for number, change in enumerate(changes):
             yield _typed(arrival, change, number)
 

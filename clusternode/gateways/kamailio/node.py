@@ -209,15 +209,14 @@ class KamailioNode:
             self._reply(request, source, ResultCode.FORBIDDEN)
             return
         self.counters.messages += 1
-        channel = request.channel
         try:
             is_of_module = self._take_of_module(now, request, origin)
         except RemoteProtocolError as error:
             self.counters.malformed += 1
-            self._complain(now, source, f"channel {channel}: {error}")
+            self._complain(now, source, f"channel {request.channel}: {error}")
             self._reply(request, source, ResultCode.BAD_REQUEST)
             return
-        if is_of_module and channel not in self.tables.listened:
+        if is_of_module and request.channel not in self.tables.listened:
             self._reply(request, source, ResultCode.OK)
         else:
             self._to_routes(now, request, source, origin)

@@ -6,7 +6,7 @@ import secrets
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final, assert_never
+from typing import Final, TypeVar, assert_never
 
 import trio
 
@@ -20,6 +20,8 @@ from clusternode.gateways.opensips import effects, generic, operations, views
 from clusternode.gateways.opensips.cache import CacheView
 from clusternode.gateways.opensips.effects import Effect
 from clusternode.gateways.opensips.node import OpenSipsNode
+
+T = TypeVar("T")
 
 OPEN_REQUESTS_MAX: Final = 1024
 BODY_SIZE_MAX: Final = 65_000
@@ -96,7 +98,7 @@ class OpenSipsBus(CheckedBus):
         if self._node.cache is None:
             setting = f"gateway.{self.name}.cache_collections"
             raise ConfigError(setting, "none", f"the collection {collection} in it")
-        return CacheView(self._node.cache, collection)
+        return CacheView(self._node.cache, collection, self._step)
 
     # --- messages and requests ------------------------------------------------------------------
 
@@ -177,6 +179,12 @@ class OpenSipsBus(CheckedBus):
     def _do(self, action: Callable[[], object]) -> None:
         self._perform(self._node.perform(trio.current_time(), action))
 
+    def _step(self, action: Callable[[], T]) -> T:
+        """Let the node do something and return what it says."""
+        results: list[T] = []
+        self._do(lambda: results.append(action()))
+        return results[0]
+
     # --- what the user decides about the cluster ------------------------------------------------
 
     def set_channels(self, channels: Iterable[str]) -> None:
@@ -213,9 +221,7 @@ class OpenSipsBus(CheckedBus):
             ConfigError: There is no such operation, or an argument is wrong.
             BodyTooLarge, LocalProtocolError: A command cannot be written.
         """
-        results: list[object] = []
-        self._do(lambda: results.append(operations.perform(self._node, name, arguments)))
-        return results[0]
+        return self._step(lambda: operations.perform(self._node, name, arguments))
 
     # --- what the machine says ------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ Which collections are kept is said by the configuration, as each OpenSIPS has it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, Protocol, TypeVar
 
 import attrs
 
@@ -31,6 +31,8 @@ from clusternode.gateways.opensips.replication import (
     read_cache_untrusted,
 )
 from clusternode.gateways.opensips.sync import CHUNK_OVERHEAD, SYNC_OVERHEAD, State
+
+T = TypeVar("T")
 
 ENTRIES_MAX: Final = 100_000
 """Of all collections together."""
@@ -270,6 +272,12 @@ def _size_of(key: str, value: bytes) -> int:
     return len(key) + len(value)
 
 
+class Step(Protocol):
+    """Lets the node do something at the time that it is now, and see to what follows."""
+
+    def __call__(self, action: Callable[[], T], /) -> T: ...
+
+
 class CacheView(Mapping[str, bytes]):
     """One collection, live: reading is local, writing goes to every node of the cluster.
 
@@ -277,7 +285,7 @@ class CacheView(Mapping[str, bytes]):
     two nodes write one key at the same time they may end up with different values.
     """
 
-    def __init__(self, cache: Cache, collection: str) -> None:
+    def __init__(self, cache: Cache, collection: str, step: Step) -> None:
         """Look at a collection.
 
         Raises:
@@ -286,6 +294,7 @@ class CacheView(Mapping[str, bytes]):
         cache.keys(collection)
         self._cache = cache
         self._collection = collection
+        self._step = step
 
     @property
     def is_synced(self) -> bool:
@@ -293,26 +302,29 @@ class CacheView(Mapping[str, bytes]):
         return self._cache.is_synced
 
     def __getitem__(self, key: str) -> bytes:
-        value = self._cache.get(self._collection, key)
+        value = self._step(lambda: self._cache.get(self._collection, key))
         if value is None:
             raise KeyError(key)
         return value
 
+    def _keys(self) -> list[str]:
+        return self._step(lambda: self._cache.keys(self._collection))
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._cache.keys(self._collection))
+        return iter(self._keys())
 
     def __len__(self) -> int:
-        return len(self._cache.keys(self._collection))
+        return len(self._keys())
 
     def ttl(self, key: str) -> int | None:
         """Return the seconds that an entry has left, 0 for ever; None when there is none."""
-        return self._cache.ttl(self._collection, key)
+        return self._step(lambda: self._cache.ttl(self._collection, key))
 
     def set(self, key: str, value: bytes | str, *, ttl: int = 0) -> int:
         """Store an entry for `ttl` seconds, 0 for ever; see `Cache.insert`."""
         data = value.encode() if isinstance(value, str) else value
-        return self._cache.insert(self._collection, key, data, ttl)
+        return self._step(lambda: self._cache.insert(self._collection, key, data, ttl))
 
     def delete(self, key: str) -> int:
         """Remove an entry; see `Cache.remove`."""
-        return self._cache.remove(self._collection, key)
+        return self._step(lambda: self._cache.remove(self._collection, key))

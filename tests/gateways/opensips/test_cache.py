@@ -74,7 +74,7 @@ def test_what_others_store_and_remove_is_seen_and_is_an_event():
 
 def test_what_we_store_goes_to_every_node_and_is_seen_at_once():
     stage = Stage()
-    view = CacheView(stage.cache, "c1")
+    view = CacheView(stage.cache, "c1", lambda action: action())
 
     assert view.set("k", "v", ttl=60) == 3
     assert (view["k"], view.ttl("k"), len(view), [*view]) == (b"v", 60, 1, ["k"])
@@ -110,7 +110,10 @@ def test_collections_that_are_not_kept_are_events_only_and_cannot_be_written():
     stage.receive(CacheInsert("c9", "k", b"v"))
 
     assert len(stage.around.raised()) == 1
-    for act in (lambda: stage.cache.insert("c9", "k", b"v"), lambda: CacheView(stage.cache, "c9")):
+    for act in (
+        lambda: stage.cache.insert("c9", "k", b"v"),
+        lambda: CacheView(stage.cache, "c9", lambda action: action()),
+    ):
         with pytest.raises(ConfigError, match="c1, c2"):
             act()
 

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final
 
-import attrs
 import trio
 
 from clusternode.bus.interface import (
@@ -28,6 +27,7 @@ from clusternode.bus.interface import (
 )
 from clusternode.bus.replies import MeshReplies, call_back
 from clusternode.core.events import Event
+from clusternode.core.inputs import Ask, Publish
 from clusternode.core.snapshots import MemberSnapshot, NodeSnapshot
 from clusternode.core.types import (
     ChannelName,
@@ -51,36 +51,6 @@ CHANGEABLE_STATUSES: Final = ("active", "not_active", "disabled")
 NAME_EXPECTED: Final = "1 to 64 of A-Z a-z 0-9 . _ : -"
 
 
-@attrs.define
-class Outgoing:
-    """A checked message on its way out."""
-
-    delivery: DeliveryId
-    channel: ChannelName
-    body: bytes
-    content_type: str
-    destinations: Sequence[NodeId] | None
-    """None: all members that have not left, but self."""
-    excluded: Sequence[NodeId]
-    max_forwards: int
-    replicated: bool
-
-
-@attrs.define
-class Question:
-    """A checked request on its way out."""
-
-    request: RequestId
-    channel: ChannelName
-    body: bytes
-    content_type: str
-    tag: Tag
-    timeout: Seconds
-    destinations: Sequence[NodeId] | None
-    """None: all members that have not left."""
-    include_self: bool
-
-
 class CheckedBus(abc.ABC):
     """The half of `interface.Bus` that needs no protocol."""
 
@@ -90,6 +60,7 @@ class CheckedBus(abc.ABC):
         self._ids = itertools.count(1)
         self._deliveries: dict[DeliveryId, Delivery] = {}
         self._requests: dict[RequestId, MeshReplies] = {}  # in the order of their opening
+        self._open_tags: set[str] = set()
         self._channels_of_tags: dict[Tag, ChannelName] = {}  # also of requests that have ended
         self._tag_prefix = secrets.token_hex(6)  # the same tag must not come from an earlier life
         self._good_names: set[str] = set()
@@ -110,10 +81,10 @@ class CheckedBus(abc.ABC):
     def snapshot(self) -> NodeSnapshot: ...
 
     @abc.abstractmethod
-    def _send_out(self, outgoing: Outgoing) -> None: ...
+    def _send_out(self, message: Publish) -> None: ...
 
     @abc.abstractmethod
-    def _ask_out(self, question: Question) -> None: ...
+    def _ask_out(self, request: Ask) -> None: ...
 
     @abc.abstractmethod
     def _cancelled(self, request: RequestId, tag: Tag) -> None:
@@ -249,7 +220,7 @@ class CheckedBus(abc.ABC):
             raise ConfigError("max_forwards", max_forwards, f"0 to {limits.U8_MAX}")
         delivery, delivery_id = self._new_delivery(on_result)
         self._send_out(
-            Outgoing(
+            Publish(
                 delivery_id,
                 channel,  # type: ignore[arg-type]  # it is one; a call for the type costs time
                 data,
@@ -333,15 +304,16 @@ class CheckedBus(abc.ABC):
         self._channels_of_tags[checked_tag] = ChannelName(channel)
         if len(self._channels_of_tags) > TAGS_REMEMBERED_MAX:
             del self._channels_of_tags[next(iter(self._channels_of_tags))]
+        self._open_tags.add(checked_tag)
         self._requests[request_id] = replies  # before anything is sent
         self._ask_out(
-            Question(
+            Ask(
                 request_id,
                 ChannelName(channel),
                 data,
-                content_type,
                 checked_tag,
                 float(timeout),
+                content_type,
                 destinations,
                 include_self,
             )
@@ -350,7 +322,7 @@ class CheckedBus(abc.ABC):
 
     def _checked_tag(self, tag: str) -> Tag:
         self._check_tag(tag)
-        if any(tag == replies.tag for replies in self._requests.values()):
+        if tag in self._open_tags:
             raise ConfigError("tag", tag, "a tag that no open request has")
         return Tag(tag)
 
@@ -360,12 +332,14 @@ class CheckedBus(abc.ABC):
 
     def _cancel(self, request_id: RequestId, tag: Tag) -> None:
         if self._requests.pop(request_id, None) is not None:
+            self._open_tags.discard(tag)
             self._cancelled(request_id, tag)
 
     def _end(self, request_id: RequestId) -> None:
         """Take note that nothing follows for a request."""
         replies = self._requests.pop(request_id, None)
         if replies is not None:
+            self._open_tags.discard(replies.tag)
             replies.end()
 
     # --- checks ---------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -121,18 +120,6 @@ def counters(node: KamailioNode) -> Mapping[str, int]:
         "rumours_refused": node.membership.members.refused,
         "duplicates": node.duplicates,
     }
-
-
-def ip_of(text: str) -> str | None:
-    """Return the canonical IP address of `ip`, `ip:port` or `[ipv6]:port`, if it is one."""
-    if text.startswith("["):
-        host = text[1:].partition("]")[0]
-    else:
-        host = text.partition(":")[0] if text.count(":") == 1 else text
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        return None
 
 
 class Writer(Protocol):

@@ -10,9 +10,10 @@ from typing import Final, TypeVar, assert_never
 
 import trio
 
-from clusternode.bus.base import CheckedBus, Outgoing, Question, ip_of
+from clusternode.bus.base import CheckedBus, ip_of
 from clusternode.bus.interface import Arrivals, Delivery, Operation, Sight
 from clusternode.core import effects as core_effects
+from clusternode.core.inputs import Ask, Publish
 from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.types import NodeId, RequestId, ResultCode, Tag
 from clusternode.errors import ConfigError
@@ -116,42 +117,42 @@ class OpenSipsBus(CheckedBus):
         letters = "".join(secrets.choice(TAG_LETTERS) for _ in range(TAG_LENGTH))
         return Tag(f"{self._node.context.cluster_id}-{self._node.node_id}-{letters}")
 
-    def _send_out(self, outgoing: Outgoing) -> None:
-        if outgoing.channel != generic.CHANNEL:
+    def _send_out(self, message: Publish) -> None:
+        if message.channel != generic.CHANNEL:
             self._do(
                 partial(
                     self._node.channels.publish,
-                    outgoing.delivery,
-                    outgoing.channel,
-                    outgoing.body,
-                    outgoing.content_type,
-                    outgoing.destinations,
-                    outgoing.excluded,
+                    message.delivery,
+                    message.channel,
+                    message.body,
+                    message.content_type,
+                    message.destinations,
+                    message.excluded,
                 )
             )
             return
-        tag = self._new_tag(RequestId(outgoing.delivery))
+        tag = self._new_tag(RequestId(message.delivery))
         self._do(
             partial(
                 self._node.scripts.publish,
-                outgoing.delivery,
+                message.delivery,
                 tag,
-                outgoing.body,
-                outgoing.destinations,
-                outgoing.excluded,
+                message.body,
+                message.destinations,
+                message.excluded,
             )
         )
 
-    def _ask_out(self, question: Question) -> None:
+    def _ask_out(self, request: Ask) -> None:
         self._do(
             partial(
                 self._node.scripts.ask,
-                question.request,
-                question.tag,
-                question.body,
-                question.timeout,
-                question.destinations,
-                include_self=question.include_self,
+                request.request,
+                request.tag,
+                request.body,
+                request.timeout,
+                request.destinations,
+                include_self=request.include_self,
             )
         )
 

@@ -62,13 +62,13 @@ class StreamConnections(Tcp[StreamEnd]):
     def has_room(self, end: StreamEnd) -> bool:
         """Tell whether the kernels, ours and the other one, take more bytes now."""
         waiting = self._stalled_bytes(end) + len(end.other.stream.unread)
-        return end.busy_until <= self._world.now and waiting < SOCKET_BUFFER_BYTES
+        return end.free_at <= self._world.now and waiting < SOCKET_BUFFER_BYTES
 
     def wait_for_room(self, end: StreamEnd) -> None:
-        """Wake the writer when the last bytes are on their way, or when there is room again."""
+        """Wake the writer when the kernel takes more."""
         end.wants_to_write = True
-        if end.busy_until > self._world.now:
-            self._world.at(end.busy_until, self.write_again, end)
+        if end.free_at > self._world.now:
+            self._world.at(end.free_at, self.write_again, end)
 
     def finish(self, end: StreamEnd, *, reset: bool) -> None:
         """Close an end, with a reset where it leaves bytes unread (RFC 1122 section 4.2.2.13)."""
@@ -89,11 +89,19 @@ class StreamConnections(Tcp[StreamEnd]):
     def _opened(self, dial: Dial, dialer: StreamEnd, listener: StreamEnd, back: Seconds) -> None:
         self._note_link(dialer, is_up=True)
         self._note_link(listener, is_up=True)
-        listener.process.accept(Wire(listener.stream, listener.remote))
+        listener.process.accept(self._wire(listener))
         self._world.after(back, self._dialed, dial.token, dialer)
 
+    def _wire(self, end: StreamEnd) -> Wire:
+        return Wire(end.stream, end.remote, partial(self._progress, end))
+
+    def _progress(self, end: StreamEnd) -> tuple[int, int]:
+        """Tell what a kernel tells: how many bytes have arrived, and how many have yet to."""
+        arrived = self.arrived_bytes(end)
+        return arrived, end.flow.written_bytes - arrived
+
     def _dialed(self, found: Found, dialer: StreamEnd) -> None:
-        dialer.process.do(found.take, Wire(dialer.stream, dialer.remote))
+        dialer.process.do(found.take, self._wire(dialer))
 
     def _received(self, end: StreamEnd, kind: ItemKind, payload: Any) -> None:  # noqa: ANN401  # an item's
         end.stream.unread += payload

@@ -310,6 +310,11 @@ class Load:
     rate: float
     timeout: Seconds
     body_size: int
+    include_self: bool = False
+    text: str = ""
+    """The body, for routes of the user; empty: one by which it is known again."""
+    wanted: str | None = None
+    """What every node has to reply."""
 
     def send_one(self, world: World) -> None:
         """Let one of the nodes that can send something."""
@@ -322,9 +327,17 @@ class Load:
             return
         process = world.rng.choice(able)
         if self.kind == "broadcast":
-            world.traffic.publish(process, self.channel, None, self.body_size)
+            world.traffic.publish(process, self.channel, None, self.body_size, self.text)
         elif self.kind == "request":
-            world.traffic.ask(process, self.channel, self.timeout, None)
+            world.traffic.ask(
+                process,
+                self.channel,
+                self.timeout,
+                None,
+                text=self.text,
+                wanted=self.wanted,
+                include_self=self.include_self,
+            )
         else:
             other = world.rng.choice([n for n in world.hosts if n != process.node_id])
             if self.kind == "send":
@@ -387,7 +400,17 @@ def request(table: Table) -> Action:
 def _send_from(table: Table, kind: str) -> Action:
     nodes, count = table.nodes(kind), table.whole("count", 1, at_least=1)
     channel, timeout = table.channel("channel", "news"), table.number("timeout", 5.0)
-    one = Load(kind, (), channel, 1.0, timeout, table.whole("body_size"))
+    one = Load(
+        kind,
+        (),
+        channel,
+        1.0,
+        timeout,
+        table.whole("body_size"),
+        table.flag("include_self"),
+        table.text("body"),
+        table.text("all_reply") if table.has("all_reply") else None,
+    )
 
     def act(world: World, node_id: NodeId) -> None:
         for _ in range(count):

@@ -41,6 +41,8 @@ class LifeFact:
     leaving_since: Instant | None = None
     claims: NodeId | None = None
     """The node id of another one, where it claims that."""
+    routes_failed: list[tuple[Instant, str]] = attrs.Factory(list)
+    """When a route of the user has raised, and what."""
     links: list[LinkFact] = attrs.Factory(list)
 
     def covers(self, at: Instant) -> bool:
@@ -57,6 +59,8 @@ class DeliveryFact:
     channel: ChannelName
     at: Instant
     is_reply: bool = False
+    is_opaque: bool = False
+    """Whether its body is the user's, so that nobody can see what became of it at a handler."""
     fanouts: list[list[NodeId]] = attrs.Factory(list)
     """Each time the node fixed the destinations: must be once."""
     results: list[tuple[Instant, NodeId, ResultCode]] = attrs.Factory(list)
@@ -89,6 +93,10 @@ class RequestFact:
     replies: list[tuple[Instant, NodeId, Key]] = attrs.Factory(list)
     finished: list[tuple[Instant, NodeId, Outcome, ResultCode]] = attrs.Factory(list)
     ended: list[Instant] = attrs.Factory(list)
+    wanted: str | None = None
+    """What every node has to reply, in words of the user."""
+    texts: list[tuple[NodeId, str]] | None = None
+    """What the routes of the user have replied, where it is they who do."""
 
 
 @attrs.frozen

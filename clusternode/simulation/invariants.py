@@ -125,7 +125,7 @@ def _results_of_one(fact: DeliveryFact, view: View) -> Iterator[Finding]:
 def true_results(view: View) -> Iterator[Finding]:
     """200 says that the handler ran to its end, once; a definite code, that it never ran."""
     for fact in view.history.deliveries.values():
-        if fact.is_reply:
+        if fact.is_reply or fact.is_opaque:
             continue
         for at, node_id, code in fact.results:
             calls = view.history.handlings.get((fact.key, node_id), [])
@@ -155,7 +155,7 @@ def the_reachable_are_reached(view: View) -> Iterator[Finding]:
     history = view.history
     arrived = {(key, node_id) for key, node_id, _ in history.arrivals}
     for fact in history.deliveries.values():
-        if fact.is_reply:
+        if fact.is_reply or fact.is_opaque:
             continue
         for at, node_id, code in fact.results:
             if code not in _GIVEN_UP or not _could_be_reached(fact, node_id, at, history):
@@ -274,6 +274,29 @@ def _replies_are_real(fact: RequestFact, history: History) -> Iterator[Finding]:
             yield at, f"{fact.key}: the reply {key} came {seen[key]} times"
         if fact.ended and at > fact.ended[0]:
             yield at, f"{fact.key}: the reply {key} came after the end"
+
+
+@always("replies-as-wanted")
+def replies_as_wanted(view: View) -> Iterator[Finding]:
+    """Where a step says what all have to reply, every asked node replies that, and only that."""
+    for fact in view.history.requests.values():
+        if fact.wanted is None or not fact.ended:
+            continue
+        found: dict[NodeId, list[str]] = {node_id: [] for node_id in fact.asked[0]}
+        for node_id, text in fact.texts or ():
+            found[node_id].append(text)
+        for node_id, texts in found.items():
+            if texts != [fact.wanted]:
+                said = ", ".join(map(repr, texts)) or "nothing"
+                yield fact.ended[0], f"{node_id} replied {said}, not {fact.wanted!r}"
+
+
+@always("no-route-fails")
+def no_route_fails(view: View) -> Iterator[Finding]:
+    """No event route of the user raises."""
+    for life in itertools.chain.from_iterable(view.history.lives.values()):
+        for at, what in life.routes_failed:
+            yield at, f"{life.node_id}: {what}"
 
 
 # Members.

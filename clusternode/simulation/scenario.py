@@ -27,6 +27,9 @@ from clusternode.simulation.world import WorldPlan, address_of
 
 WORLDS = ("model", "agents")
 """Nodes of the core alone, or whole agents."""
+ROUTE_KEYS = ("body", "all_reply")
+"""Keys of steps that mean something to the routes of a user only."""
+NEEDS_ROUTES = "what it sends is for event routes"
 DEFAULT_SPREAD: Seconds = 1.0
 """Nodes that run from the start are started within so many seconds."""
 
@@ -112,6 +115,9 @@ def from_mapping(
     table.node_ids = [NodeId(f"n{number}") for number in range(1, count + 1)]
     steps = sorted((_step(one) for one in table.tables("step")), key=lambda step: step.at)
     always, eventually = _expectations(table.table("expect"))
+    has_routes = "routes" in values or any(
+        key in step for step in values.get("step", ()) for key in ROUTE_KEYS
+    )
     last = max([step.at for step in steps] + [hope.by for hope in eventually], default=0.0)
     scenario = Scenario(
         name=name,
@@ -127,8 +133,8 @@ def from_mapping(
         eventually=eventually,
         duration=table.number("duration", last),
         is_slow=table.flag("slow"),
-        worlds=table.names("worlds", WORLDS, list(WORLDS)),
-        because=table.text("because"),
+        worlds=table.names("worlds", WORLDS, ["agents"] if has_routes else list(WORLDS)),
+        because=table.text("because", NEEDS_ROUTES if has_routes else ""),
         routes=_routes(table, file),
     )
     table.finish()

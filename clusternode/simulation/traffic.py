@@ -46,11 +46,13 @@ class Traffic:
         channel: ChannelName,
         destinations: Sequence[NodeId] | None = None,
         body_size: int = 0,
+        text: str = "",
     ) -> None:
-        """Broadcast, or send to `destinations`."""
+        """Broadcast, or send to `destinations`: a text, or a body by which it is known again."""
         mine = self._next(process)
         fact = self._expect_results("m", process, mine, channel)
-        body = fact.key.encode()
+        fact.is_opaque = bool(text)
+        body = text.encode() or fact.key.encode()
         body += b" " * max(0, body_size - len(body))
         process.tell(Publish(DeliveryId(mine[2]), channel, body, destinations=destinations))
 
@@ -61,18 +63,22 @@ class Traffic:
         timeout: Seconds,
         destinations: Sequence[NodeId] | None = None,
         *,
+        text: str = "",
+        wanted: str | None = None,
         include_self: bool = False,
     ) -> None:
-        """Ask everyone, or `destinations`."""
+        """Ask everyone, or `destinations`; `wanted` is what every node has to reply."""
         mine = self._next(process)
         key = make_key("q", *mine)
         fact = RequestFact(key, process.node_id, process.fact.life, self._world.now, timeout)
+        fact.wanted = wanted
+        fact.texts = [] if text else None
         self._world.history.requests[key] = self._requests[mine] = fact
         process.tell(
             Ask(
                 RequestId(mine[2]),
                 channel,
-                key.encode(),
+                text.encode() or key.encode(),
                 Tag(key),
                 timeout,
                 destinations=destinations,
@@ -131,8 +137,15 @@ class Traffic:
 
     def replied(self, process: ProcessView, effect: effects.Replied) -> None:
         fact = self._request(process, effect.request)
-        if fact is not None:
-            fact.replies.append((self._world.now, effect.node_id, key_in(effect.body)))
+        if fact is None:
+            return
+        key = key_in(effect.body)
+        if fact.texts is not None:
+            fact.texts.append((effect.node_id, effect.body.decode("utf-8", "replace")))
+            key = make_key("u", *self._next(process))
+            made = ReplyMade(fact.key, effect.node_id, 0)
+            self._world.history.replies_made[key] = made
+        fact.replies.append((self._world.now, effect.node_id, key))
 
     def request_finished(self, process: ProcessView, effect: effects.RequestFinished) -> None:
         fact = self._request(process, effect.request)

@@ -27,6 +27,14 @@ def heard(message: routes.IncomingMessage) -> None:
     block(message.text)
 
 
+@routes.event("peer:up")
+def tell(event: routes.IncomingEvent) -> None:
+    """Who was away, or behind a broken link, has missed something: say it again."""
+    for address, until in blocked.items():
+        if until > trio.current_time():
+            event.bus.send("fraud", event.node_id, address)
+
+
 @routes.request("fraud.check")
 def check(request: routes.IncomingRequest) -> str | None:
     """Tell our proxy whether an address is blocked. Without an entry there is nothing to say."""

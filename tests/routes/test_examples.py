@@ -9,6 +9,9 @@ from pathlib import Path
 
 from clusternode.config import ExecRoute
 from clusternode.routes.loader import load_table
+from clusternode.simulation.runner import run_in
+from clusternode.simulation.scenario import load
+from clusternode.testing.world.worlds import world_of
 from tests.agents import Cluster, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,6 +138,24 @@ async def test_every_other_feature_does_what_its_example_says(nursery, autojump_
     await eventually(lambda: any(each.startswith("n2 is not_active") for each in notes[0]))
     await third.leave()
     await eventually(lambda: "bye from n3" in notes[0])
+
+
+def test_an_attacker_found_in_one_half_is_blocked_in_the_other_once_it_is_back(tmp_path):
+    scenario = load(EXAMPLES / "fraud.toml")
+    forgetful = tmp_path / "fraud.py"
+    source = (EXAMPLES / "fraud.py").read_text(encoding="utf-8")
+    forgetful.write_text(source.replace('@routes.event("peer:up")', ""), encoding="utf-8")
+
+    with world_of("agents", scenario, 1) as world:
+        told = run_in(world, scenario)
+    with world_of("agents", scenario, 1, routes=forgetful) as world:
+        not_told = run_in(world, scenario)
+
+    assert list(told.violations) == []
+    assert {one.detail for one in not_told.violations} == {
+        "n4 replied nothing, not 'blocked'",
+        "n5 replied nothing, not 'blocked'",
+    }
 
 
 def test_the_page_shows_every_example_and_no_other_code_than_theirs():

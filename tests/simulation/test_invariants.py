@@ -45,6 +45,7 @@ def history() -> History:
     asked.replies.append((20.1, TWO, ANSWER))
     asked.finished.append((20.2, TWO, Outcome.REPLIED, ResultCode.OK))
     asked.ended.append(20.2)
+    asked.wanted, asked.texts = "here", [(TWO, "here")]
     told.requests[QUESTION] = asked
     told.replies_made[ANSWER] = ReplyMade(QUESTION, TWO, 1)
     told.statuses.append(StatusFact(1.0, ONE, 1, THREE, "active", "new", ""))
@@ -214,6 +215,18 @@ def a_withdrawal(told):
     told.lives[THREE][0].how = "withdrew"
 
 
+def another_reply(told):
+    told.requests[QUESTION].texts = [(TWO, "elsewhere")]
+
+
+def no_reply(told):
+    told.requests[QUESTION].texts = []
+
+
+def a_route_that_raises(told):
+    told.lives[ONE][0].routes_failed.append((30.0, "message:news heard: KeyError: 'x'"))
+
+
 VIOLATED = {
     "exactly-one-final-result": [
         no_result,
@@ -234,6 +247,8 @@ VIOLATED = {
         reply_of_a_former_life,
         reply_twice,
     ],
+    "replies-as-wanted": [another_reply, no_reply],
+    "no-route-fails": [a_route_that_raises],
     "health-follows-table": [no_edge, a_jump],
     "the-reachable-are-reached": [given_up_on_the_reachable, given_up_on_what_was_handled],
     "no-flapping-without-fault": [flapping],

@@ -14,12 +14,13 @@ import trio
 
 from clusternode.bus.interface import Arrivals, Bus, Receiver
 from clusternode.core import effects
-from clusternode.core.events import Event, NodeStateChanged
+from clusternode.core.events import Event, NodeStateChanged, RouteFailed
 from clusternode.core.inputs import Ask, Publish
 from clusternode.core.types import ChannelName, DeliveryId, NodeId, ResultCode
 from clusternode.core.wire.messages import Reply
 from clusternode.errors import ClusternodeError, Overloaded
-from clusternode.routes.contexts import IncomingMessage, IncomingRequest
+from clusternode.routes.contexts import AgentContext, IncomingMessage, IncomingRequest
+from clusternode.routes.events import EventView
 from clusternode.routes.table import Kind, RouteTable, make_handler
 from clusternode.simulation.history import HandlingFact, History, Key, StatusFact, key_in
 from clusternode.simulation.surroundings import Sender, WorldView
@@ -77,6 +78,7 @@ class Callers:
     def __init__(self, world: Town, process: Sender) -> None:
         self._world = world
         self._process = process
+        self._answered: set[str] = set()  # channels on which routes of the user answer
 
     # What the story lets be sent.
 
@@ -115,6 +117,9 @@ class Callers:
             traffic.request_ended(process, effects.RequestEnded(request))
             return
         traffic.asked(process, effects.Asked(request, list(replies.asked)))
+        fact = self._world.history.requests[wish.tag]
+        if fact.texts is None and wish.channel in self._answered:
+            fact.texts = []
         async for reply in replies:
             traffic.replied(
                 process,
@@ -135,13 +140,23 @@ class Callers:
 
     def add_handlers(self, table: RouteTable, channels: Iterable[ChannelName]) -> None:
         """Add the handlers of the story, behind those of the user on the same channels."""
-        requests = {handler.on for handler in table.of_kind(Kind.REQUEST)}
         messages = {handler.on for handler in table.of_kind(Kind.MESSAGE)}
-        for channel in channels:
+        self._answered = {handler.on for handler in table.of_kind(Kind.REQUEST)}
+        for channel in sorted({*channels, *messages}):
             message = self._noted_message if channel in messages else self._message
-            request = self._noted_request if channel in requests else self._request
             table.add(make_handler(Kind.MESSAGE, channel, message))
+        for channel in sorted({*channels, *self._answered}):
+            request = self._noted_request if channel in self._answered else self._request
             table.add(make_handler(Kind.REQUEST, channel, request))
+        table.add(make_handler(Kind.START, "", self._listen))
+
+    def _listen(self, context: AgentContext) -> None:
+        context.events.on_event(RouteFailed.NAME, self._route_failed)
+
+    def _route_failed(self, bus: Bus | None, view: EventView) -> None:
+        route, reason = view.parameters["route"], view.parameters["reason"]
+        if self._process.is_running and not reason.startswith(HandlerFails.__name__):
+            self._process.fact.routes_failed.append((self._world.now, f"{route}: {reason}"))
 
     async def _message(self, message: IncomingMessage) -> None:
         fact = self._begin(message, is_request=False)

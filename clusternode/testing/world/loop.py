@@ -19,7 +19,7 @@ import trio
 from clusternode.core.types import Instant, Seconds
 from clusternode.errors import ClusternodeError
 
-STEPS_MAX: Final = 1_000_000
+STEPS_MAX: Final = 200_000
 """How often a loop may look at its clock in one turn: far above what a burst of messages takes."""
 
 

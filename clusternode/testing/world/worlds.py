@@ -27,8 +27,6 @@ def why_not(world: str, scenario: Scenario) -> str:
         return scenario.because
     if world == "agents" and len(scenario.plan.node_ids) > AGENTS_MAX:
         return f"{len(scenario.plan.node_ids)} nodes, at most {AGENTS_MAX} whole agents"
-    if world == "model" and scenario.routes is not None:
-        return "its routes need whole agents"
     return ""
 
 

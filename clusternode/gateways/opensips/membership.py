@@ -181,7 +181,9 @@ class Membership:
                     known.link.number = row.link_sequence
                     self.topology.set_neighbours(known, row.neighbours)
             elif known.link.take_rumour(row.link_sequence, row.link_timestamp):
-                self.topology.set_neighbours(known, row.neighbours)
+                # OpenSIPS leaves the author out of the lists of others.
+                kept = (packet.source,) if packet.source in known.neighbours else ()
+                self.topology.set_neighbours(known, (*kept, *row.neighbours))
         if self._context.own_id in node.neighbours:
             self.links.signal(self._context.now, node.node_id, Signal.SAYS_UP)
         return True

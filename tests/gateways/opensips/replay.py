@@ -17,11 +17,13 @@ import attrs
 
 from clusternode.gateways.opensips.codec import decode_untrusted, encode
 from clusternode.gateways.opensips.messages import (
+    Adjacency,
     CapabilityUpdate,
     Command,
     Generic,
     LinkUpdate,
     ModulePacket,
+    NodeCapabilities,
     NodeDescription,
     Packet,
     Ping,
@@ -32,6 +34,7 @@ from clusternode.gateways.opensips.messages import (
     Sync,
     Topology,
     TopologyUpdate,
+    UnknownId,
 )
 from tests.gateways.opensips.captures import Frame, frames
 
@@ -40,6 +43,7 @@ TICK = 0.5013
 SAME_TICK = 0.02
 ROUND_TRIP = 0.0003
 OVERTAKEN_BY = 0.001
+PROBE_LATE = 0.52
 SPEAKS_EVERY = 2.7
 """A node that sends nothing for longer than a ping interval and a tick is dead or cut off."""
 ROUTED = (Generic, ModulePacket, Command, SharingTagActive, RemoveNode)
@@ -184,10 +188,13 @@ class Replay:
         self._order = itertools.count()
         self._pongs: dict[int, list[tuple[float, Pong]]] = {}
         self._speaks: dict[int, list[float]] = {}
+        self._unknown_until: dict[int, float] = {}
         self._seen = 0
         for frame in life.received():
             packet = decode_untrusted(frame.data)
             self._speaks.setdefault(frame.sender, []).append(frame.at)
+            if isinstance(packet, UnknownId):
+                self._unknown_until[frame.sender] = frame.at
             if isinstance(packet, Pong):
                 self._pongs.setdefault(frame.sender, []).append((frame.at, packet))
             else:
@@ -244,16 +251,18 @@ class Replay:
         return any(at <= each <= at + SPEAKS_EVERY for each in self._speaks.get(node_id, ()))
 
     def _pong_of(self, sent: Sent) -> tuple[float, Pong] | None:
+        if sent.at - SAME_TICK < self._unknown_until.get(sent.receiver, 0.0):
+            return None
         recorded = self._pongs.get(sent.receiver, [])
-        if not recorded or sent.at + SAME_TICK < recorded[0][0]:
-            return None  # we are not known there yet
-        for at, pong in recorded:
-            if sent.at <= at < sent.at + SAME_TICK:
-                return at, pong
         wants_nodes = isinstance(sent.packet, Ping) and sent.packet.wants_nodes
-        lists = [pong.node_ids for at, pong in recorded if at < sent.at and pong.node_ids]
-        known = lists[-1] if wants_nodes and lists else ()
-        return sent.at + ROUND_TRIP, Pong(1, sent.receiver, known)
+        for at, pong in recorded:
+            # The real node probes at its next tick what we probe at once.
+            if sent.at <= at < sent.at + (PROBE_LATE if wants_nodes else SAME_TICK):
+                return at, pong
+        lists = [(at, pong.node_ids) for at, pong in recorded if pong.node_ids]
+        earlier = [ids for at, ids in lists if at < sent.at]
+        known = earlier[-1] if earlier else lists[0][1] if lists else ()
+        return sent.at + ROUND_TRIP, Pong(1, sent.receiver, known if wants_nodes else ())
 
 
 # What is compared
@@ -265,23 +274,41 @@ Seen = tuple[int, Packet]
 def normalised(sent: Sent, node_id: int) -> Seen:
     """Take from a packet of our own what the protocol leaves free.
 
-    That is: wall clocks, how far our counters are, the random part of a tag, the order of chunks.
+    That is: wall clocks, how far our counters are, the random part of a tag, and the order of
+    nodes, neighbours, capabilities and chunks in lists.
     What others made is passed on byte for byte, so it stays as it is.
     """
     packet = sent.packet
     if author(packet) == node_id:
         match packet:
-            case LinkUpdate() | CapabilityUpdate():
+            case LinkUpdate():
                 packet = attrs.evolve(packet, sequence=0, timestamp=0)
-            case TopologyUpdate(nodes=nodes):
-                nodes = tuple(attrs.evolve(n, link_sequence=0, link_timestamp=0) for n in nodes)
-                packet = attrs.evolve(packet, sequence=0, timestamp=0, nodes=nodes)
+            case CapabilityUpdate(nodes=lists):
+                lists = tuple(_sorted_states(each) for each in sorted(lists, key=_node_id))
+                packet = attrs.evolve(packet, sequence=0, timestamp=0, nodes=lists)
+            case TopologyUpdate(nodes=rows):
+                rows = tuple(_plain_row(row, node_id) for row in sorted(rows, key=_node_id))
+                packet = attrs.evolve(packet, sequence=0, timestamp=0, nodes=rows)
             case Generic(is_request=True, tag=tag):
                 assert re.fullmatch(rf"1-{node_id}-[0-9A-Za-z]{{24}}", tag)
                 packet = attrs.evolve(packet, tag="")
             case Sync(chunks=chunks):
                 packet = attrs.evolve(packet, chunks=tuple(sorted(chunks)))
     return sent.receiver, packet
+
+
+def _node_id(row: Adjacency | NodeCapabilities) -> int:
+    return row.node_id
+
+
+def _sorted_states(row: NodeCapabilities) -> NodeCapabilities:
+    return attrs.evolve(row, capabilities=tuple(sorted(row.capabilities)))
+
+
+def _plain_row(row: Adjacency, author_id: int) -> Adjacency:
+    """Leave the author out of the lists of others: they know their own end of that link."""
+    others = tuple(sorted(each for each in row.neighbours if each != author_id))
+    return attrs.evolve(row, link_sequence=0, link_timestamp=0, neighbours=others)
 
 
 def author(packet: Packet) -> int:

@@ -5,7 +5,9 @@ the comparison, because the protocol leaves it free:
 
 * when a ping is sent (the timer's phase; the real timers drift), and so how many there are;
 * wall clocks in messages of our own, and where the three counters begin and how far they are;
-* the random part of a tag, and the order of chunks in a sync packet (a hash table's);
+* the random part of a tag;
+* the order of nodes, neighbours, capabilities and chunks (of a hash table) in their lists, and
+  whether an author is named in the neighbour lists of others;
 * which of several copies of a flooded message is handled first (`replay.differences`);
 * what is sent to a node that is dead, of which a recording has nothing.
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from clusternode.core.types import DeliveryId, NodeId, Tag
 from clusternode.core.wire.messages import Request
 from clusternode.gateways.opensips import effects
 from clusternode.gateways.opensips.codec import decode_untrusted
 from clusternode.gateways.opensips.effects import Effect
-from clusternode.gateways.opensips.messages import Generic, RemoveNode
+from clusternode.gateways.opensips.messages import (
+    CACHE,
+    Command,
+    Generic,
+    ModulePacket,
+    RemoveNode,
+    SharingTagActive,
+)
+from clusternode.gateways.opensips.replication import (
+    read_cache_untrusted,
+    read_location_untrusted,
+)
 from clusternode.gateways.opensips.settings import (
     BinUrl,
     MyNodeInfo,
@@ -27,13 +40,14 @@ def url(node_id: int) -> BinUrl:
 class GatewaySubject:
     """Our node, its clock and its TCP."""
 
-    def __init__(self, life: Life) -> None:
+    def __init__(self, life: Life, before: Mapping[str, Sequence[bytes]]) -> None:
         self.sent: list[Sent] = []
         self.now = 0.0
         self._life = life
         self._remotes: dict[int, int] = {}  # connection → node
         self._dialled: list[int] = []
         self._deliveries = 0
+        self._before = before
 
     @property
     def unix_now(self) -> int:
@@ -88,19 +102,48 @@ class GatewaySubject:
 
     def operate(self, at: float, act: Act) -> None:
         self.now = at
-        node = self.host.node
+        self.host.act(lambda: self._operate(act))
+        self._connect()
+
+    def _operate(self, act: Act) -> None:
+        node, targets = self.host.node, act.targets
         match act.packet:
             case Generic(text=text, tag=tag):
-                to = [NodeId(str(target)) for target in act.targets]
-                delivery = self._delivery()
-                self.host.act(lambda: node.scripts.publish(delivery, Tag(tag), text, to))
+                to = [NodeId(str(target)) for target in targets]
+                node.scripts.publish(self._delivery(), Tag(tag), text, to)
+            case ModulePacket(capability=name) as packet if name == CACHE:
+                assert node.cache is not None
+                node.cache.write(read_cache_untrusted(packet))
+            case ModulePacket() as packet:
+                assert node.contacts is not None
+                node.contacts.publish(read_location_untrusted(packet))
+            case SharingTagActive(tag=tag):
+                if not node.tags.is_active(tag):
+                    node.tags.activate(tag, "MI command")
+            case Command(name=name, parameters=parameters) if len(targets) == 1:
+                node.commands.send(targets[0], name, parameters)
+            case Command(name=name, parameters=parameters):
+                node.commands.broadcast(name, parameters)
             case RemoveNode(node_id=node_id):
-                self.host.act(lambda: node.remove(node_id))
-        if act.what in ("enable", "disable"):
-            is_enabled = act.what == "enable"
-            own = self._life.node_id
-            self.host.act(lambda: node.membership.set_enabled(own, is_enabled=is_enabled))
-        self._connect()
+                node.remove(node_id)
+            case None:
+                self._by_hand(act)
+
+    def _by_hand(self, act: Act) -> None:
+        node = self.host.node
+        match act.what:
+            case "enable" | "disable":
+                is_enabled = act.what == "enable"
+                node.membership.set_enabled(self._life.node_id, is_enabled=is_enabled)
+            case "capability on" | "capability off":
+                node.capabilities.set_enabled(act.name, act.what == "capability on")
+            case "data":
+                for data in (self.host.node.cache, self.host.node.contacts):
+                    assert data is not None
+                    for chunk in self._before.get(data.name, ()):
+                        data.apply_chunk_untrusted(chunk, data.version, self._life.node_id)
+            case "sync":
+                node.capabilities.resync(act.name)
 
     def _take_effect(self, effect: Effect) -> None:
         """Do what the recorded nodes' script does with a request."""

@@ -32,8 +32,11 @@ from clusternode.gateways.opensips.messages import (
     Routed,
     SharingTagActive,
     Sync,
+    SyncEnd,
+    SyncRequest,
     Topology,
     TopologyUpdate,
+    Trailer,
     UnknownId,
 )
 from tests.gateways.opensips.captures import Frame, frames
@@ -44,6 +47,8 @@ SAME_TICK = 0.02
 ROUND_TRIP = 0.0003
 OVERTAKEN_BY = 0.001
 PROBE_LATE = 0.52
+SYNC_AFTER = 0.0005
+SYNC_TAKES = 0.1
 SPEAKS_EVERY = 2.7
 """A node that sends nothing for longer than a ping interval and a tick is dead or cut off."""
 ROUTED = (Generic, ModulePacket, Command, SharingTagActive, RemoveNode)
@@ -76,7 +81,8 @@ class Act:
 
     at: float
     what: str
-    """request, module, tag, command, remove, enable, disable, capability on or off, sync."""
+    """request, module, tag, command, remove, enable, disable, capability on or off, sync; data: to
+    be given what it had before the recording began."""
     packet: Routed | None = None
     targets: tuple[int, ...] = ()
     """To whom the real node sent it."""
@@ -178,7 +184,7 @@ class Replay:
 
     The real nodes' PONGs answered the real node's pings, so they are not repeated: a ping of the
     subject is answered when the real one was, or at once where the real node sent none, or not at
-    all while the recorded node was silent.
+    all while the recorded node was silent. In the same way it is given data when it asks for them.
     """
 
     def __init__(self, life: Life, subject: Subject) -> None:
@@ -189,6 +195,7 @@ class Replay:
         self._pongs: dict[int, list[tuple[float, Pong]]] = {}
         self._speaks: dict[int, list[float]] = {}
         self._unknown_until: dict[int, float] = {}
+        self._donated: list[tuple[float, Sync | SyncEnd]] = []
         self._seen = 0
         for frame in life.received():
             packet = decode_untrusted(frame.data)
@@ -197,8 +204,11 @@ class Replay:
                 self._unknown_until[frame.sender] = frame.at
             if isinstance(packet, Pong):
                 self._pongs.setdefault(frame.sender, []).append((frame.at, packet))
+            elif isinstance(packet, Sync | SyncEnd):
+                self._donated.append((frame.at, packet))
             else:
                 self._push(frame.at, frame)
+        self._push(life.zero, Act(life.zero, "data"))
         for act in life.acts():
             self._push(act.at, act)
 
@@ -211,7 +221,7 @@ class Replay:
         end = min(life.zero + life.ends, frames(life.session)[-1].at + 0.1)
         subject.start(life.zero + life.begins)
         while True:
-            self._answer_pings()
+            self._answer()
             deadline = subject.next_deadline()
             at = self._heap[0][0] if self._heap else end
             if deadline is not None and deadline <= min(at, end):
@@ -239,13 +249,32 @@ class Replay:
     def _is_kept(self, sent: Sent) -> bool:
         return not isinstance(sent.packet, Ping) and self.is_alive(sent.receiver, sent.at)
 
-    def _answer_pings(self) -> None:
+    def _answer(self) -> None:
         for sent in self._subject.sent[self._seen :]:
+            if isinstance(sent.packet, SyncRequest):
+                self._donate(sent, sent.packet.capability)
             if isinstance(sent.packet, Ping) and self.is_alive(sent.receiver, sent.at):
                 answer = self._pong_of(sent)
                 if answer is not None:
                     self._push(answer[0], Sent(answer[0], sent.receiver, answer[1]))
         self._seen = len(self._subject.sent)
+
+    def _donate(self, asked: Sent, capability: str) -> None:
+        """Give what a recorded donor gave at that time, whichever it was."""
+        given = [each for each in self._donated if each[1].capability == capability]
+        ends = [at for at, packet in given if isinstance(packet, SyncEnd)]
+        if not ends:
+            return
+        end = min(ends, key=lambda at: abs(at - asked.at))
+        begin = max((at for at in ends if at < end), default=0.0)
+        for at, packet in given:
+            if begin < at <= end:
+                trailer = attrs.evolve(packet.trailer, source=asked.receiver)
+                answer = attrs.evolve(packet, trailer=trailer)
+                is_same = asked.at < at < asked.at + SYNC_TAKES
+                self._push(
+                    at if is_same else asked.at + SYNC_AFTER, Sent(at, asked.receiver, answer)
+                )
 
     def is_alive(self, node_id: int, at: float) -> bool:
         return any(at <= each <= at + SPEAKS_EVERY for each in self._speaks.get(node_id, ()))
@@ -284,7 +313,7 @@ def normalised(sent: Sent, node_id: int) -> Seen:
             case LinkUpdate():
                 packet = attrs.evolve(packet, sequence=0, timestamp=0)
             case CapabilityUpdate(nodes=lists):
-                lists = tuple(_sorted_states(each) for each in sorted(lists, key=_node_id))
+                lists = tuple(_plain_states(each, node_id) for each in sorted(lists, key=_node_id))
                 packet = attrs.evolve(packet, sequence=0, timestamp=0, nodes=lists)
             case TopologyUpdate(nodes=rows):
                 rows = tuple(_plain_row(row, node_id) for row in sorted(rows, key=_node_id))
@@ -292,6 +321,8 @@ def normalised(sent: Sent, node_id: int) -> Seen:
             case Generic(is_request=True, tag=tag):
                 assert re.fullmatch(rf"1-{node_id}-[0-9A-Za-z]{{24}}", tag)
                 packet = attrs.evolve(packet, tag="")
+            case SyncRequest():
+                return 0, attrs.evolve(packet, trailer=Trailer(1, node_id, 0))
             case Sync(chunks=chunks):
                 packet = attrs.evolve(packet, chunks=tuple(sorted(chunks)))
     return sent.receiver, packet
@@ -301,8 +332,12 @@ def _node_id(row: Adjacency | NodeCapabilities) -> int:
     return row.node_id
 
 
-def _sorted_states(row: NodeCapabilities) -> NodeCapabilities:
-    return attrs.evolve(row, capabilities=tuple(sorted(row.capabilities)))
+def _plain_states(row: NodeCapabilities, author_id: int) -> NodeCapabilities:
+    """Sort a list; when a sync is finished is free, so a full list of our own says synced."""
+    states = sorted(row.capabilities)
+    if row.node_id == author_id and len(states) > 1:
+        states = [(name, True) for name, _ in states]
+    return attrs.evolve(row, capabilities=tuple(states))
 
 
 def _plain_row(row: Adjacency, author_id: int) -> Adjacency:

@@ -75,9 +75,6 @@ class SimulatedSubject:
         self.node = SimulatedOpenSips(config, self, rng, script=lambda _, text: answer(own, text))
         self.node.start(wants_sync=not self._before)
         self.node.tags.configure("vip", is_active=own == 1)
-        for name, chunks in self._before.items():
-            for chunk in chunks:
-                self.node.capabilities.own[name].module.chunk(Reader(chunk))
         for other in range(1, 5):
             if other != own:
                 self._remotes[-other] = other
@@ -134,6 +131,10 @@ class SimulatedSubject:
                 self.node.set_status(act.what == "enable")
             case "capability on" | "capability off":
                 self.node.capabilities.set_enabled(act.name, act.what == "capability on")
+            case "data":
+                for name, chunks in self._before.items():
+                    for chunk in chunks:
+                        self.node.capabilities.own[name].module.chunk(Reader(chunk))
             case "sync":
                 self.node.capabilities.request(act.name)
 

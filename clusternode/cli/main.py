@@ -30,6 +30,7 @@ COMMANDS = (
     "events",
     "kafka",
     "bridge",
+    "gateway",
     "reload",
     "stop",
     "config",

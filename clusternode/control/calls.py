@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import attrs
 import trio
 
-from clusternode.bus.interface import Bus, Delivery, NodeOutcome
+from clusternode.bus.interface import Bus, Delivery, NodeOutcome, Operable, Surveyed
 from clusternode.control import kafka
 from clusternode.control.interface import Controlled
 from clusternode.control.requests import (
@@ -36,6 +36,7 @@ from clusternode.control.values import (
     reply_json,
     result_json,
     snapshot_json,
+    survey_json,
 )
 from clusternode.control.view import VIEW_CHANNEL, read_view_untrusted, view_of
 from clusternode.core.effects import Outcome
@@ -297,8 +298,23 @@ class Calls:
             "unanswered": by_outcome(Outcome.UNANSWERED),
         }
 
+    def _operable(self, values: Values) -> Operable:
+        bus = self._bus(values)
+        if not isinstance(bus, Operable):
+            raise ControlError(INVALID_PARAMS, f"the cluster {bus.name} has no such commands")
+        return bus
+
+    def _operations(self, values: Values) -> object:
+        return [attrs.asdict(each) for each in self._operable(values).operations()]
+
+    def _operate(self, values: Values) -> object:
+        return self._operable(values).operate(values["command"], list(values["arguments"]))
+
     async def _topology(self, values: Values) -> object:
         bus = self._bus(values)
+        if isinstance(bus, Surveyed):
+            await trio.lowlevel.checkpoint()
+            return survey_json(bus.survey())
         nodes = [member.node_id for member in bus.members() if member.status != "left"]
         views: dict[str, object] = {}
         digests: dict[str, str] = {}
@@ -394,6 +410,8 @@ _IMMEDIATE: Mapping[str, Callable[[Calls, Values], object]] = {
     "agent.stop": Calls._stop,
     "cluster.list": Calls._list,
     "cluster.show": Calls._show,
+    "gateway.operations": Calls._operations,
+    "gateway.call": Calls._operate,
     "dmq.list_nodes": Calls._list_dmq,
     "dmq.add": Calls._add,
     "dmq.remove": Calls._remove,

@@ -60,6 +60,9 @@ ERROR_MEANINGS: Mapping[int, str] = {
 CLUSTER = Parameter(
     name="cluster", type="string", help="The cluster; default: the first of the configuration."
 )
+GATEWAY = Parameter(
+    name="cluster", type="string", help="The gateway's name: opensips.", required=True
+)
 CHANNEL = Parameter(name="channel", type="string", help="The channel.", required=True)
 BODY = Parameter(name="body", type="text", help="The body as text.")
 BODY_BASE64 = Parameter(name="body_base64", type="text", help="The body in base64, if not text.")
@@ -176,6 +179,22 @@ CALLS: tuple[Call, ...] = (
         item="A reply: node_id, code, body or body_base64, content_type, round_trip_ms.",
         result="The summary: summary (true), tag, asked, replied, nothing (ids), failed (node id "
         "→ {code, text}), unanswered (ids).",
+    ),
+    Call(
+        name="gateway.operations",
+        help="List what the tools of a foreign cluster can ask of this node.",
+        parameters=(GATEWAY,),
+        result="An array of objects: name, parameters (as a usage line), help.",
+    ),
+    Call(
+        name="gateway.call",
+        help="Do what a tool of a foreign cluster asks: OpenSIPS's MI commands of clusterer.",
+        parameters=(
+            GATEWAY,
+            Parameter(name="command", type="string", help="The operation.", required=True),
+            Parameter(name="arguments", type="strings", help="Its arguments.", default=()),
+        ),
+        result="A JSON value, as docs/gateway-opensips.md says for each.",
     ),
     Call(
         name="dmq.list_nodes",

@@ -9,12 +9,12 @@ from typing import Any
 
 import attrs
 
-from clusternode.bus.interface import Reply
+from clusternode.bus.interface import Reply, Sight
 from clusternode.control.requests import body_fields
 from clusternode.control.view import milliseconds
 from clusternode.core.events import EVENT_TYPES
 from clusternode.core.snapshots import AddressSnapshot, MemberSnapshot, NodeSnapshot
-from clusternode.core.types import Address, ResultCode
+from clusternode.core.types import Address, NodeId, ResultCode
 from clusternode.errors import ConfigError
 from clusternode.routes.events import EventView
 
@@ -155,3 +155,25 @@ def jsonable(value: object, depth: int = 0) -> object:
     if isinstance(value, list | tuple):
         return [jsonable(entry, depth + 1) for entry in value]
     return f"<{type(value).__name__}>"
+
+
+def survey_json(views: Mapping[NodeId, Mapping[NodeId, Sight]]) -> dict[str, Any]:
+    """Return the result of `cluster.topology` where the cluster itself tells who sees whom."""
+    nodes = list(dict.fromkeys([*views, *(other for view in views.values() for other in view)]))
+    return {
+        "nodes": nodes,
+        "views": {
+            node: {
+                other: {
+                    "status": sight.status,
+                    "link": sight.link,
+                    "round_trip_ms": milliseconds(sight.round_trip_s),
+                    "fail_count": 0,
+                }
+                for other, sight in view.items()
+            }
+            for node, view in views.items()
+        },
+        "digests": {},
+        "unanswered": {node: "no way leads there" for node in nodes if node not in views},
+    }

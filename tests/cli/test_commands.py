@@ -137,6 +137,18 @@ async def test_topology_is_a_matrix(command, controlled):
     assert ran.status == 1
 
 
+async def test_the_commands_of_a_gateway_are_listed_and_run(command):
+    listed = await command("gateway", "opensips")
+    shown = await command("gateway", "opensips", "list_tags")
+    taken = await command("gateway", "opensips", "take", "vip", "--json")
+    wrong = await command("gateway", "opensips", "give")
+
+    assert listed.out.splitlines()[2].split() == ["take", "TAG", "Take", "one."]
+    assert shown.out.splitlines()[1].split() == ["vip", "1", "2", "x:Ok"]
+    assert json.loads(taken.out) == {"taken": ["vip"]}
+    assert wrong.status != 0 and "list_tags or take" in wrong.err
+
+
 async def test_watch_prints_one_event_a_line(command, controlled, nursery):
     async def flood() -> None:
         while True:

@@ -35,7 +35,7 @@ async def test_info_says_who_answers(client):
     result = (await client.ask("agent.info"))["result"]
 
     assert result["node_id"] == "n1"
-    assert result["clusters"] == ["voip", "billing"]
+    assert result["clusters"] == ["voip", "billing", "opensips"]
     assert result["pid"] > 0
     assert result["control"]["clients"] == 1
 
@@ -167,6 +167,28 @@ async def test_topology_is_a_matrix_and_names_who_is_silent(client, controlled):
     assert result["views"]["n1"]["n3"]["status"] == "not_active"
     assert result["views"]["n2"]["n1"]["round_trip_ms"] == 2.5
     assert result["unanswered"] == {"n3": "480 unavailable"}
+
+
+async def test_the_topology_of_a_cluster_that_floods_it_is_not_asked_for(client, controlled):
+    result = (await client.ask("cluster.topology", {"cluster": "opensips"}))["result"]
+
+    assert result["nodes"] == ["1", "2", "3"] and list(result["views"]) == ["1", "2"]
+    assert result["views"]["1"]["2"]["round_trip_ms"] == 1.0
+    assert list(result["unanswered"]) == ["3"] and controlled.foreign.calls == []
+
+
+async def test_a_gateway_is_asked_for_what_its_own_tools_have(client, controlled):
+    async def ask(call, **values):
+        return await client.ask(call, {"cluster": "opensips", **values})
+
+    listed = await ask("gateway.operations")
+    taken = await ask("gateway.call", command="take", arguments=["vip"])
+    wrong = await ask("gateway.call", command="give")
+    ours = await client.ask("gateway.operations", {"cluster": "voip"})
+
+    assert [each["name"] for each in listed["result"]] == ["list_tags", "take"]
+    assert taken["result"] == {"taken": ["vip"]}
+    assert wrong["error"]["code"] == ours["error"]["code"] == -32602
 
 
 async def test_garbage_for_a_view_is_named(client, controlled):

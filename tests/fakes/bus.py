@@ -12,9 +12,11 @@ from clusternode.bus.interface import (
     Bus,
     Delivery,
     NodeOutcome,
+    Operation,
     Receiver,
     Reply,
     ResultCallback,
+    Sight,
 )
 from clusternode.core.effects import Outcome
 from clusternode.core.snapshots import AddressSnapshot, MemberSnapshot, NodeSnapshot
@@ -228,6 +230,27 @@ class FakeBus:
         self._note("change_status", node_id, status)
 
 
+class FakeForeignBus(FakeBus):
+    """A bus of a foreign cluster: it has operations, and knows who sees whom."""
+
+    def operations(self) -> Sequence[Operation]:
+        return [Operation("list_tags", "", "Show the tags."), Operation("take", "TAG", "Take one.")]
+
+    def operate(self, name: str, arguments: Sequence[str]) -> object:
+        if name == "list_tags":
+            return [{"tag": "vip", "nodes": [1, 2], "states": [{"name": "x", "state": "Ok"}]}]
+        if name != "take":
+            raise ConfigError("command", name, "list_tags or take")
+        return {"taken": arguments}
+
+    def survey(self) -> Mapping[NodeId, Mapping[NodeId, Sight]]:
+        one, two, three = NodeId("1"), NodeId("2"), NodeId("3")
+        return {
+            one: {two: Sight("active", "direct", 0.001), three: Sight("not_active", "none")},
+            two: {one: Sight("active", "direct"), three: Sight("not_active", "none")},
+        }
+
+
 class FakeControlled:
     """An agent in two clusters, without a network."""
 
@@ -237,6 +260,7 @@ class FakeControlled:
         self.started_at = trio.current_time()
         self.voip = FakeBus("voip")
         self.billing = FakeBus("billing")
+        self.foreign = FakeForeignBus("opensips")
         self.events = EventHub()
         self.reload_error = ""
         self.stopped = trio.Event()
@@ -244,7 +268,7 @@ class FakeControlled:
 
     @property
     def buses(self) -> Mapping[str, Bus]:
-        return {"voip": self.voip, "billing": self.billing}
+        return {"voip": self.voip, "billing": self.billing, "opensips": self.foreign}
 
     async def reload(self) -> str:
         await trio.lowlevel.checkpoint()

@@ -212,14 +212,16 @@ class Relay:
             outcomes = replies.outcomes
         if replied:
             return ResultCode.OK
-        if refused is not None:
+        if refused is not None and world_of(request.bus.name).carries_codes:
             await self._give_back(request, refused)
             return ResultCode.OK
         return verdict_of_request(outcomes)
 
     async def _give_back(self, request: IncomingRequest, reply: Reply) -> None:
+        """Hand a reply on; where it is only a reason, as of a Kamailio, that is its body."""
         content_type, _ = split_untrusted(reply.content_type)
-        await request.reply(reply.body, code=reply.code, content_type=content_type)
+        body = reply.body or reply.reason.encode()
+        await request.reply(body, code=reply.code, content_type=content_type)
 
     async def take_event(self, event: IncomingEvent) -> None:
         """Relay an event.

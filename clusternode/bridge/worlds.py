@@ -32,6 +32,11 @@ class World(Protocol):
         ...
 
     @property
+    def carries_codes(self) -> bool:
+        """Whether a reply has a code, so that one that says no is known as such."""
+        ...
+
+    @property
     def reaches_self(self) -> bool:
         """Whether what is relayed goes to this agent's own routes there, too."""
         ...
@@ -62,6 +67,7 @@ class Mesh:
     """Our own clusters."""
 
     carries_marks: Final = True
+    carries_codes: Final = True
     reaches_self: Final = True
     says_patterns: Final = True
 
@@ -81,6 +87,7 @@ class Kamailio:
     """A DMQ bus."""
 
     carries_marks: Final = True
+    carries_codes: Final = True
     reaches_self: Final = False
     says_patterns: Final = True
 
@@ -115,6 +122,7 @@ class OpenSips:
     """An OpenSIPS cluster."""
 
     carries_marks: Final = False
+    carries_codes: Final = False
     reaches_self: Final = False
     says_patterns: Final = False
 

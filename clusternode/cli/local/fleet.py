@@ -173,6 +173,7 @@ class Fleet:
         host: str = LOOPBACK,
         port: int | None = None,
         launcher: Sequence[str] = (),
+        more: str = "",
     ) -> LocalAgent:
         """Write the configuration of one more agent; the first one is the others' way in.
 
@@ -186,6 +187,7 @@ class Fleet:
             host: The IP address it listens on.
             port: Its port; None: a free one.
             launcher: What starts the command; it must become the command (exec).
+            more: Further lines of its configuration, in TOML.
         """
         port = free_port(host) if port is None else port
         tables: dict[str, dict[str, object]] = {
@@ -209,7 +211,7 @@ class Fleet:
         for name, section in (sections or {}).items():
             tables.setdefault(name, {}).update(section)
         config = self.directory / f"{node_id}.toml"
-        config.write_text(to_toml(tables))
+        config.write_text(to_toml(tables) + more)
         agent = LocalAgent(
             node_id,
             port,

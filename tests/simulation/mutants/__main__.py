@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from clusternode.simulation import swarm
-from clusternode.simulation.runner import run
+from clusternode.simulation.runner import run_in
 from clusternode.simulation.scenario import Scenario, load
-from tests.simulation.mutants.catalogue import MUTANTS, Mutant
+from clusternode.testing.world.worlds import world_of
+from tests.simulation.mutants.catalogue import Mutant
+from tests.simulation.mutants.shell import ALL
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 
@@ -29,7 +31,8 @@ def hunt(mutant: Mutant) -> dict[str, Any]:
     broken: Counter[str] = Counter()
     for name in mutant.stories:
         scenario = story_of(name)
-        result = run(scenario, scenario.seed)
+        with world_of(mutant.world, scenario, scenario.seed) as world:
+            result = run_in(world, scenario)
         broken = Counter(violation.invariant for violation in result.violations)
         if broken.keys() & set(mutant.caught_by):
             first = next(v for v in result.violations if v.invariant in mutant.caught_by)
@@ -44,10 +47,10 @@ def hunt(mutant: Mutant) -> dict[str, Any]:
 
 def main(names: Sequence[str]) -> int:
     if len(names) == 1:
-        print(json.dumps(hunt(MUTANTS[names[0]])))
+        print(json.dumps(hunt(ALL[names[0]])))
         return 0
     survivors = 0
-    for name in names or MUTANTS:
+    for name in names or ALL:
         ran = subprocess.run(
             [sys.executable, "-m", "tests.simulation.mutants", name],
             cwd=ROOT,

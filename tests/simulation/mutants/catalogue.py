@@ -39,6 +39,7 @@ class Mutant:
     """Files in scenarios/ without `.toml`, or `swarm:SEED`, in this order."""
     caught_by: Sequence[str]
     """Invariants of which at least one must be broken."""
+    world: str = "model"
 
     def apply(self) -> None:
         """Swap the function: from now on this process runs the mutant."""
@@ -53,6 +54,7 @@ def mutant(
     function: str,
     stories: Sequence[str],
     caught_by: Sequence[str],
+    world: str = "model",
 ) -> Callable[[Callable[[Function], Function]], Callable[[Function], Function]]:
     """Register what is decorated: it gets the right function and returns the wrong one.
 
@@ -62,7 +64,7 @@ def mutant(
     def register(make: Callable[[Function], Function]) -> Callable[[Function], Function]:
         name = make.__name__.replace("_", "-")
         what = (make.__doc__ or "").strip()
-        MUTANTS[name] = Mutant(name, what, owner, function, make, stories, caught_by)
+        MUTANTS[name] = Mutant(name, what, owner, function, make, stories, caught_by, world)
         return make
 
     return register

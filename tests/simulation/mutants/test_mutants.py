@@ -10,7 +10,7 @@ import pytest
 
 from clusternode.simulation.invariants import ALWAYS, EVENTUALLY
 from tests.simulation.mutants.__main__ import ROOT, story_of
-from tests.simulation.mutants.catalogue import MUTANTS
+from tests.simulation.mutants.shell import ALL as MUTANTS
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from clusternode.gateways.opensips import effects, generic, operations, views
 from clusternode.gateways.opensips.cache import CacheView
 from clusternode.gateways.opensips.effects import Effect
 from clusternode.gateways.opensips.node import OpenSipsNode
+from clusternode.gateways.opensips.replication import Contact
 
 T = TypeVar("T")
 
@@ -100,6 +101,17 @@ class OpenSipsBus(CheckedBus):
             setting = f"gateway.{self.name}.cache_collections"
             raise ConfigError(setting, "none", f"the collection {collection} in it")
         return CacheView(self._node.cache, collection, self._step)
+
+    def contacts(self, aor: str, domain: str = "location") -> tuple[Contact, ...]:
+        """Return what is registered for an address of record, as usrloc replicates it.
+
+        Raises:
+            ConfigError: `[gateway.opensips] usrloc` is off.
+        """
+        table = self._node.contacts
+        if table is None:
+            raise ConfigError(f"gateway.{self.name}.usrloc", False, "true")
+        return self._step(lambda: table.contacts(aor, domain))
 
     # --- messages and requests ------------------------------------------------------------------
 

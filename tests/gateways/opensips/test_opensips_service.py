@@ -16,12 +16,17 @@ import trio
 from clusternode.bus.interface import Arrivals
 from clusternode.core.effects import Outcome
 from clusternode.core.events import SharingTagChanged
-from clusternode.core.sip_events import CacheReplicated, CommandReceived, PacketReceived
+from clusternode.core.sip_events import (
+    CacheReplicated,
+    CommandReceived,
+    LocationReplicated,
+    PacketReceived,
+)
 from clusternode.core.types import ResultCode
 from clusternode.core.wire.messages import Message, Reply, Request
 from clusternode.errors import AddressInUse, BodyTooLarge, ConfigError, NoSuchNode
 from clusternode.gateways.opensips.codec import FrameReader, decode_untrusted, encode
-from clusternode.gateways.opensips.messages import CACHE, Ping, UnknownId
+from clusternode.gateways.opensips.messages import CACHE, CONTACTS, Ping, UnknownId
 from clusternode.gateways.opensips.service import OpenSipsGateway
 from clusternode.gateways.opensips.settings import (
     BinUrl,
@@ -202,6 +207,23 @@ async def test_a_cache_is_synced_written_and_heard():
         assert origin == "2" and message.channel == CACHE and json.loads(message.body) == form
         with pytest.raises(ConfigError):
             one.bus.cache("c2")
+
+
+async def test_contacts_are_published_heard_and_shown():
+    async with running(2, usrloc=True) as (one, two):
+        await until(lambda: two.gateway.node.membership.links.is_up(1))
+        form = {"action": "insert", "domain": "location", "aor": "bob", "contact": "sip:b@c"}
+
+        results = await two.bus.broadcast(CONTACTS, json.dumps(form))
+        await until(lambda: one.bus.contacts("bob"))
+
+        assert results == {"1": ResultCode.QUEUED}
+        assert one.bus.contacts("bob") == two.bus.contacts("bob")
+        (event,) = one.of(LocationReplicated)
+        assert (event.action, event.aor, event.contact["contact"]) == ("insert", "bob", "sip:b@c")
+    async with running(1) as (alone,):
+        with pytest.raises(ConfigError, match="usrloc"):
+            alone.bus.contacts("bob")
 
 
 async def test_a_capability_of_a_script_carries_its_bytes_with_type_and_version():

@@ -204,16 +204,16 @@ class StreamWorld:
         if not self._is_alive(half.target):
             self._reset(half)
             return
-        data = b""
+        parts: list[bytes] = []
         while half.arriving and half.arriving[0][0] <= self.now:
             part = half.arriving.popleft()[1]
             if part is None:
-                self._hand_over(half, data)
+                self._hand_over(half, b"".join(parts))
                 self._halves.pop((half.target.host, half.target.number), None)
                 self._tell(half.target, lambda node: node.closed(half.target.number))
                 return
-            data += part
-        self._hand_over(half, data)
+            parts.append(part)
+        self._hand_over(half, b"".join(parts))
 
     def _hand_over(self, half: Half, data: bytes) -> None:
         target = half.target

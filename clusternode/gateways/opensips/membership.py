@@ -181,8 +181,8 @@ class Membership:
                     known.link.number = row.link_sequence
                     self.topology.set_neighbours(known, row.neighbours)
             elif known.link.take_rumour(row.link_sequence, row.link_timestamp):
-                # OpenSIPS leaves the author out of the lists of others.
-                kept = (packet.source,) if packet.source in known.neighbours else ()
+                # OpenSIPS leaves the author out of the lists of others: its own list tells.
+                kept = (packet.source,) if row.node_id in node.neighbours else ()
                 self.topology.set_neighbours(known, (*kept, *row.neighbours))
         if self._context.own_id in node.neighbours:
             self.links.signal(self._context.now, node.node_id, Signal.SAYS_UP)

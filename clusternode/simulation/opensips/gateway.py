@@ -33,8 +33,8 @@ class GatewayHost:
         self.node.context.unix_offset = machine.unix_now - machine.now
         self.closed_for: list[str] = []
         """Why we closed connections, oldest first."""
+        self.listener = listener
         self._machine = machine
-        self._listener = listener
         self._readers: dict[int, FrameReader] = {}
         self._waiting: dict[int, deque[effects.Send]] = {}  # of connections that are being dialled
 
@@ -100,7 +100,7 @@ class GatewayHost:
                 case effects.Resolve():
                     self._carry(self.node.resolved(self._machine.now, effect.host, ()))
                 case _:
-                    self._listener(effect)
+                    self.listener(effect)
 
     def _write(self, send: effects.Send) -> None:
         if send.connection not in self._readers:

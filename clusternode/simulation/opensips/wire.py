@@ -131,16 +131,19 @@ class Cutter:
         self._buffered += data
         self._reads += 1
         found = []
-        while len(self._buffered) >= LENGTH_SIZE:
-            marker, size = struct.unpack_from("<4sI", self._buffered)
+        begin = 0
+        while len(self._buffered) - begin >= LENGTH_SIZE:
+            marker, size = struct.unpack_from("<4sI", self._buffered, begin)
             if marker != MARKER:
                 raise Refused(f"marker {marker!r}")
             if not MESSAGE_SIZE_MIN <= size <= MESSAGE_SIZE_MAX:
                 raise Refused(f"message of {size} bytes")
-            if len(self._buffered) < size:
+            if len(self._buffered) - begin < size:
                 break
-            found.append(self._buffered[:size])
-            self._buffered = self._buffered[size:]
+            found.append(self._buffered[begin : begin + size])
+            begin += size
+        if begin:
+            self._buffered = self._buffered[begin:]
             self._reads = 1 if self._buffered else 0
         if self._reads > READS_MAX:
             raise Refused(f"message in more than {READS_MAX} pieces")

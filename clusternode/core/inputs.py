@@ -108,7 +108,13 @@ class Measured:
     waiting_bytes: int
     """What was given to the writer and is not confirmed yet."""
     received_bytes: int
-    """What was read since the connection began, whole frames or not."""
+    """What came in since the connection began, whole frames or not."""
+    scattered_bytes: int = 0
+    """What the other host has confirmed beyond a gap, which a lost packet has left."""
+
+    @property
+    def moved_bytes(self) -> int:
+        return self.arrived_bytes + self.scattered_bytes
 
 
 @attrs.frozen

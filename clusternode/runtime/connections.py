@@ -44,7 +44,7 @@ from clusternode.runtime.handshake import (
 from clusternode.runtime.jobs import Jobs
 from clusternode.runtime.keyring import Keyring
 from clusternode.runtime.logs import RateLimitedLog
-from clusternode.runtime.transport import DialError, Transport, Wire
+from clusternode.runtime.transport import DialError, Progress, Transport, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -166,9 +166,16 @@ class Connections:
         connection = self._open.get(effect.connection)
         if connection is None:
             return  # it ends, and the node is told
-        arrived, held = connection.wire.progress() or (connection.written_bytes, 0)
-        waiting = held + connection.writing_bytes
-        self._driver.feed(Measured(connection.id, arrived, waiting, connection.read_bytes))
+        seen = connection.wire.progress() or Progress(connection.written_bytes)
+        self._driver.feed(
+            Measured(
+                connection.id,
+                seen.arrived_bytes,
+                seen.waiting_bytes + connection.writing_bytes,
+                connection.read_bytes + seen.unordered_bytes,
+                seen.scattered_bytes,
+            )
+        )
 
     # --- the beginning and the end --------------------------------------------------------------
 

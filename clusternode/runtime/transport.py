@@ -43,10 +43,11 @@ link run dry while the event loop is busy for a few milliseconds."""
 BUSY_PAUSE: Final[Seconds] = 0.1
 """How long not to accept when the process or host has run out of something; trio waits as long."""
 
-TCP_INFO_SIZE: Final = 128
-"""Up to `tcpi_bytes_acked` of `struct tcp_info` (linux/tcp.h), which has only ever grown."""
-BYTES_ACKED: Final = struct.Struct("=Q")
-BYTES_ACKED_OFFSET: Final = 120
+TCP_INFO: Final = struct.Struct("=16xI8xI88xQ96xI")
+"""Of `struct tcp_info` (linux/tcp.h, Linux 5.4), which has only ever grown: tcpi_snd_mss,
+tcpi_sacked (packets), tcpi_bytes_acked, tcpi_rcv_ooopack (packets)."""
+UNORDERED_PACKET_BYTES: Final = 1024
+"""What a packet that came before its turn counts for: most are a little larger."""
 OUTPUT_QUEUE: Final = struct.Struct("=i")
 """Of SIOCOUTQ (tcp(7)), which is TIOCOUTQ: bytes not yet confirmed by the other host."""
 
@@ -78,13 +79,27 @@ class DialError(PeerUnreachable):
 
 
 @attrs.frozen
+class Progress:
+    """How far the bytes of a connection have come."""
+
+    arrived_bytes: int
+    """What the other host has confirmed."""
+    waiting_bytes: int = 0
+    """What it has not."""
+    scattered_bytes: int = 0
+    """The part of those that it has confirmed beyond a gap (RFC 2018)."""
+    unordered_bytes: int = 0
+    """What came in beyond a gap, about, since the connection began."""
+
+
+@attrs.frozen
 class Wire:
     """A stream and the numeric address of its other end, `host:port` (IPv6 in brackets)."""
 
     stream: trio.abc.Stream
     remote: str
-    progress: Callable[[], tuple[int, int] | None] = lambda: None
-    """Tells (bytes that the other host has confirmed, bytes that it has yet to), or nothing."""
+    progress: Callable[[], Progress | None] = lambda: None
+    """Asks how far the bytes have come, where somebody knows."""
 
     @property
     def remote_host(self) -> str:
@@ -271,18 +286,24 @@ def _wire(sock: trio.socket.SocketType) -> Wire:
     )
 
 
-def _progress(sock: trio.socket.SocketType) -> tuple[int, int] | None:
+def _progress(sock: trio.socket.SocketType) -> Progress | None:
     """Ask the kernel how far our bytes have come; only Linux tells."""
     if sys.platform != "linux":
         return None
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
         held = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(OUTPUT_QUEUE.size))
     except OSError:  # it has been closed meanwhile
         return None
-    if len(info) < TCP_INFO_SIZE:  # Linux before 4.1
+    if len(info) < TCP_INFO.size:  # an older Linux
         return None
-    return BYTES_ACKED.unpack_from(info, BYTES_ACKED_OFFSET)[0], OUTPUT_QUEUE.unpack(held)[0]
+    segment_size, scattered, arrived, unordered = TCP_INFO.unpack(info)
+    return Progress(
+        arrived,
+        OUTPUT_QUEUE.unpack(held)[0],
+        scattered * segment_size,
+        unordered * UNORDERED_PACKET_BYTES,
+    )
 
 
 def dial_error(address: Address, error: OSError) -> DialError:

@@ -30,9 +30,9 @@ def dns_server(require_program: Callable[[str], Path], tmp_path: Path) -> Iterat
 
 @pytest.fixture
 def hosts(network_namespaces: Path) -> Iterator[Hosts]:
-    """Three hosts on one switch, each a network namespace; they are gone afterwards."""
+    """Four hosts on one switch, each a network namespace; they are gone afterwards."""
     try:
-        hosts = Hosts(network_namespaces, f"cn-{os.getpid()}", 3)
+        hosts = Hosts(network_namespaces, f"cn-{os.getpid()}", 4)
     except subprocess.CalledProcessError as error:  # no bridge or veth in this kernel
         pytest.skip(f"hosts cannot be made here: {shlex.join(error.cmd)}: {error.stderr.strip()}")
     with hosts:

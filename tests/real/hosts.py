@@ -57,6 +57,19 @@ class Hosts:
     def heal(self, number: int) -> None:
         self._run("-n", self._switch, "link", "set", f"port{number}", "master", BRIDGE)
 
+    def lose(self, number: int, share: float, iptables: Path) -> None:
+        """Let a share of the packets that come to a host get lost, at random."""
+        match = ("-m", "statistic", "--mode", "random", "--probability", str(share))
+        self._on(number, str(iptables), "-w", "-A", "INPUT", *match, "-j", "DROP")
+
+    def narrow(self, number: int, rate: str, tc: Path) -> None:
+        """Let all that a host sends leave it at `rate` (tc-tbf(8)), through a queue of a second."""
+        queue = ("rate", rate, "burst", "4kb", "latency", "1s")
+        self._on(number, str(tc), "qdisc", "add", "dev", "eth0", "root", "tbf", *queue)
+
+    def _on(self, number: int, *command: str) -> None:
+        self._run("netns", "exec", self._name(number), *command)
+
     def _name(self, number: int) -> str:
         return f"{self._prefix}-host{number}"
 

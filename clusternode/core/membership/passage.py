@@ -57,7 +57,7 @@ class Passage:
             self.through_at = seen.arrived_bytes + seen.waiting_bytes
         if last is None:
             return False
-        if not was_through and seen.arrived_bytes > last.arrived_bytes:
+        if not was_through and seen.moved_bytes > last.moved_bytes:
             self.returns_from = seen.received_bytes
             return True
         is_arriving = seen.received_bytes - last.received_bytes >= RATE_MIN * elapsed

@@ -11,7 +11,7 @@ import trio
 
 from clusternode.core.inputs import DialFailure
 from clusternode.core.types import Address, Seconds
-from clusternode.runtime.transport import DialError, Wire
+from clusternode.runtime.transport import DialError, Progress, Wire
 from clusternode.simulation.surroundings import ProcessView
 from clusternode.simulation.tcp import SOCKET_BUFFER_BYTES, Dial, End, ItemKind, Tcp
 
@@ -95,10 +95,10 @@ class StreamConnections(Tcp[StreamEnd]):
     def _wire(self, end: StreamEnd) -> Wire:
         return Wire(end.stream, end.remote, partial(self._progress, end))
 
-    def _progress(self, end: StreamEnd) -> tuple[int, int]:
+    def _progress(self, end: StreamEnd) -> Progress:
         """Tell what a kernel tells: how many bytes have arrived, and how many have yet to."""
         arrived = self.arrived_bytes(end)
-        return arrived, end.flow.written_bytes - arrived
+        return Progress(arrived, end.flow.written_bytes - arrived)
 
     def _dialed(self, found: Found, dialer: StreamEnd) -> None:
         dialer.process.do(found.take, self._wire(dialer))

@@ -62,6 +62,18 @@ class Hosts:
         match = ("-m", "statistic", "--mode", "random", "--probability", str(share))
         self._on(number, str(iptables), "-w", "-A", "INPUT", *match, "-j", "DROP")
 
+    def block(self, one: int, other: int, iptables: Path) -> None:
+        """Let nothing pass between two hosts, without a word to anyone."""
+        self._filter("-A", one, other, iptables)
+
+    def unblock(self, one: int, other: int, iptables: Path) -> None:
+        self._filter("-D", one, other, iptables)
+
+    def _filter(self, act: str, one: int, other: int, iptables: Path) -> None:
+        for number, source in ((one, other), (other, one)):
+            rule = ("INPUT", "-s", self.address(source), "-j", "DROP")
+            self._on(number, str(iptables), "-w", act, *rule)
+
     def narrow(self, number: int, rate: str, tc: Path) -> None:
         """Let all that a host sends leave it at `rate` (tc-tbf(8)), through a queue of a second."""
         queue = ("rate", rate, "burst", "4kb", "latency", "1s")

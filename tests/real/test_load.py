@@ -193,3 +193,41 @@ async def test_a_narrow_link_with_a_full_queue_both_ways_is_not_death(
     assert n1.statuses() == {"n2": "active"}
     assert n2.statuses() == {"n1": "active"}
     assert [counter(agent, "pings_failed") for agent in both] == [0, 0]
+
+
+async def test_a_broken_link_is_gone_around_and_nobody_is_down(fleet, hosts, require_program):
+    iptables = require_program("iptables")
+    agents = n1, n2, _ = add_agents(
+        fleet, hosts, lambda number: f"tcp://{hosts.address(number)}:{PORT}"
+    )
+    await fleet.start()
+
+    def link(agent: LocalAgent, node_id: str) -> str:
+        return next(row["link"] for row in agent.members() if row["node_id"] == node_id)
+
+    hosts.block(1, 2, iptables)
+    for agent in (n1, n2):
+        await go(agent, messages=3000, window=20)
+    progress = journals.Progress(fleet.directory)
+    await fleet.wait(
+        lambda: link(n1, "n2") == "via n3" and link(n2, "n1") == "via n3",
+        "n1 and n2 talk through n3",
+        PATIENCE,
+    )
+    before = progress.handled()
+    await fleet.wait(lambda: progress.handled() > before + 100, "messages arrive", PATIENCE)
+
+    hosts.unblock(1, 2, iptables)
+    await fleet.wait(
+        lambda: link(n1, "n2") == "direct" and link(n2, "n1") == "direct",
+        "they talk directly again",
+        PATIENCE,
+    )
+    await fleet.wait(lambda: progress.ended() == 2, "all have their results", LOAD_TIMEOUT)
+
+    lives = journals.read(fleet.directory)
+    assert list(journals.problems(lives)) == []
+    codes = Counter(code for life in lives for one in life.results.values() for _, code in one)
+    assert set(codes) == {200}, codes
+    for agent in agents:
+        assert counter(agent, "pings_failed") == 0

@@ -42,6 +42,9 @@ ENTRY_SIZE_MAX: Final = FRAME_SIZE_MAX - SYNC_OVERHEAD - len(CACHE) - CHUNK_OVER
 """Of an entry as it is sent, so that it also fits into a sync packet."""
 PURGE_INTERVAL: Final[Seconds] = 10.0
 """How long what has expired may take room; nobody sees it."""
+PURGE_STEP: Final = 1000
+PURGE_PAUSE: Final[Seconds] = 0.02
+"""So many entries are looked at together, and then everything else has a turn."""
 
 COUNTERS: Final[tuple[str, ...]] = ("cache_packets_refused", "cache_entries_refused")
 
@@ -73,6 +76,7 @@ class Cache:
         self._count = 0
         self._size = 0
         self._purge_at: Instant | None = None
+        self._unseen: list[tuple[str, list[str]]] = []  # collection, and its keys to be looked at
         capabilities.register(self)
 
     # --- as data of a capability --------------------------------------------------------------
@@ -109,16 +113,11 @@ class Cache:
 
     def chunks(self) -> Iterator[bytes]:
         """Yield every entry that is alive, with the seconds that it has left."""
-        everything = [
-            (name, key, entry)
-            for name, entries in self._collections.items()
-            for key, entry in entries.items()
-        ]
-        return (
-            cache_chunk(CacheInsert(name, key, entry.value, self._left(entry)))
-            for name, key, entry in everything
-            if self._is_alive(entry)
-        )
+        for name, entries in self._collections.items():
+            for key in [*entries]:
+                entry = entries.get(key)
+                if entry is not None and self._is_alive(entry):
+                    yield cache_chunk(CacheInsert(name, key, entry.value, self._left(entry)))
 
     # --- as a map of maps ---------------------------------------------------------------------
 
@@ -185,17 +184,21 @@ class Cache:
     # --- time ---------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Drop what has expired."""
+        """Drop what has expired, a part at a time."""
         if self._purge_at is None or self._around.now < self._purge_at:
             return
-        has_mortals = False
-        for name, entries in self._collections.items():
-            for key, entry in [*entries.items()]:
-                if not self._is_alive(entry):
-                    self._drop(name, key)
-                elif entry.expires_at is not None:
-                    has_mortals = True
-        self._purge_at = self._around.now + PURGE_INTERVAL if has_mortals else None
+        if not self._unseen:
+            self._unseen = [(name, [*each]) for name, each in self._collections.items()]
+        name, keys = self._unseen[-1]
+        for key in keys[-PURGE_STEP:]:
+            entry = self._collections[name].get(key)
+            if entry is not None and not self._is_alive(entry):
+                self._drop(name, key)
+        del keys[-PURGE_STEP:]
+        if not keys:
+            self._unseen.pop()
+        pause = PURGE_PAUSE if self._unseen else PURGE_INTERVAL
+        self._purge_at = self._around.now + pause if self._count else None
 
     def next_deadline(self) -> Instant | None:
         return self._purge_at
@@ -240,7 +243,7 @@ class Cache:
         self._collections[change.collection][change.key] = _Entry(change.value, expires_at)
         self._count += 1
         self._size += _size_of(change.key, change.value)
-        if expires_at is not None and self._purge_at is None:
+        if self._purge_at is None:
             self._purge_at = self._around.now + PURGE_INTERVAL
 
     def _drop(self, collection: str, key: str) -> None:

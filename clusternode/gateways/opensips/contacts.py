@@ -14,8 +14,9 @@ import attrs
 
 from clusternode.core.events import LimitReached
 from clusternode.core.sip_events import LocationReplicated
-from clusternode.core.types import Instant, Seconds
+from clusternode.core.types import Instant
 from clusternode.errors import BodyTooLarge, Overloaded, RemoteProtocolError
+from clusternode.gateways.opensips.cache import PURGE_INTERVAL, PURGE_PAUSE, PURGE_STEP
 from clusternode.gateways.opensips.capabilities import Capabilities
 from clusternode.gateways.opensips.codec import FRAME_SIZE_MAX
 from clusternode.gateways.opensips.messages import CONTACTS, ModulePacket
@@ -47,8 +48,6 @@ BYTES_MAX: Final = 128 * 2**20
 """Of all texts together."""
 CHANGE_SIZE_MAX: Final = FRAME_SIZE_MAX - SYNC_OVERHEAD - len(CONTACTS) - CHUNK_OVERHEAD - 4
 """Of a change as it is sent, so that it also fits into a sync packet."""
-PURGE_INTERVAL: Final[Seconds] = 10.0
-"""How long expired contacts may take room; they are given to nobody."""
 _CONTACT_LABEL_MASK: Final = (1 << 14) - 1
 
 COUNTERS: Final[tuple[str, ...]] = ("location_packets_refused", "contacts_refused")
@@ -84,6 +83,7 @@ class Contacts:
         self._count = 0
         self._size = 0
         self._purge_at: Instant | None = None
+        self._unseen: list[tuple[str, str]] = []  # (domain, aor), to be looked at
         capabilities.register(self)
 
     # --- as data of a capability --------------------------------------------------------------
@@ -123,10 +123,12 @@ class Contacts:
 
     def chunks(self) -> Iterator[bytes]:
         """Yield each address of record and after it its contacts."""
-        everything = [(aor.insert, tuple(aor.contacts)) for aor in self._aors.values()]
-        for insert, contacts in everything:
-            yield location_chunk(insert)
-            for contact in contacts:
+        for key in [*self._aors]:
+            aor = self._aors.get(key)
+            if aor is None:
+                continue
+            yield location_chunk(aor.insert)
+            for contact in [*aor.contacts]:
                 if self._is_alive(contact):
                     yield location_chunk(ContactInsert(contact))
 
@@ -166,16 +168,23 @@ class Contacts:
     # --- time ---------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Drop what has expired, and addresses of record that have lost their last contact so."""
+        """Drop what has expired, and addresses of record that lose their last contact so.
+
+        A part at a time, like `Cache.tick`.
+        """
         if self._purge_at is None or self._around.now < self._purge_at:
             return
-        for key, aor in [*self._aors.items()]:
-            expired = [contact for contact in aor.contacts if not self._is_alive(contact)]
+        self._unseen = self._unseen or [*self._aors]
+        for key in self._unseen[-PURGE_STEP:]:
+            aor = self._aors.get(key)
+            expired = [] if aor is None else [c for c in aor.contacts if not self._is_alive(c)]
             for contact in expired:
-                self._drop(aor, contact)
-            if expired and not aor.contacts:
+                self._drop(self._aors[key], contact)
+            if expired and not self._aors[key].contacts:
                 self._drop_aor(key)
-        self._purge_at = self._around.now + PURGE_INTERVAL if self._count else None
+        del self._unseen[-PURGE_STEP:]
+        pause = PURGE_PAUSE if self._unseen else PURGE_INTERVAL
+        self._purge_at = self._around.now + pause if self._count else None
 
     def next_deadline(self) -> Instant | None:
         return self._purge_at

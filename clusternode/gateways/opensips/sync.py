@@ -21,21 +21,19 @@ from clusternode.core.sip_events import CapabilitySync
 from clusternode.core.types import Instant, Seconds
 from clusternode.errors import RemoteProtocolError
 from clusternode.gateways.opensips.codec import FRAME_SIZE_MAX
-from clusternode.gateways.opensips.messages import (
-    ModulePacket,
-    Sync,
-    SyncEnd,
-    SyncRequest,
-)
+from clusternode.gateways.opensips.messages import ModulePacket, Sync, SyncEnd, SyncRequest
 from clusternode.gateways.opensips.parts import Surroundings
 
-BUFFERED_MAX: Final = 20_000
+BUFFERED_MAX: Final = 10_000
 BUFFERED_BYTES_MAX: Final = 16 * 2**20
-"""What may change during a sync: beyond it the sync is given up and begun again later."""
+"""What may change during a sync: beyond it the sync is given up and begun again later. To apply so
+much at once takes a fifth of a second, in which no ping is answered."""
 DONATIONS_MAX: Final = 8
 """Nodes that are given the data of one capability at a time."""
 PACKET_PAUSE: Final[Seconds] = 0.01
 """Between two packets of a donation: 3 MB a second, and room for everything else."""
+REQUEST_PAUSE: Final[Seconds] = 1.0
+"""Between two beginnings for one node: to ask is cheap, and to look at everything is not."""
 ROOM_PAUSE: Final[Seconds] = 0.1
 """Until a packet is tried again for which there was no room or no route."""
 SYNC_OVERHEAD: Final = 64
@@ -103,7 +101,7 @@ class Data(Protocol):
         ...
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield everything as it is now; changes meanwhile do not matter."""
+        """Yield everything, each as it is when its turn comes; what comes later may be missing."""
         ...
 
 
@@ -400,9 +398,10 @@ class Receiver:
 class _Donation:
     """What one node is being sent."""
 
-    chunks: Iterator[bytes]
     due: Instant
     gives_up_at: Instant
+    chunks: Iterator[bytes] | None = None
+    """None until it begins."""
     sent: int = 0
     packet: Sync | SyncEnd | None = None
     """Made, and waiting for room."""
@@ -418,15 +417,16 @@ class Donor:
         self._data = data
         self._settings = settings
         self._donations: dict[int, _Donation] = {}  # node → what it is being sent
+        self._begun_at: dict[int, Instant] = {}  # node → when we last began
 
     def requested(self, node_id: int) -> None:
-        """Begin to send everything; a second request begins again."""
+        """Begin to send everything, or begin again after a pause."""
         if node_id not in self._donations and len(self._donations) >= DONATIONS_MAX:
             self._around.count("sync_requests_refused")
             return
         now = self._around.now
-        gives_up_at = now + self._settings.sync_timeout
-        self._donations[node_id] = _Donation(self._data.chunks(), now, gives_up_at)
+        due = max(now, self._begun_at.get(node_id, -math.inf) + REQUEST_PAUSE)
+        self._donations[node_id] = _Donation(due, due + self._settings.sync_timeout)
         self.tick()
 
     def stop(self, node_id: int | None = None) -> None:
@@ -447,6 +447,8 @@ class Donor:
 
     def _send(self, node_id: int, donation: _Donation) -> None:
         now = self._around.now
+        if donation.chunks is None:
+            self._begin(node_id, donation)
         packet = donation.packet or self._make(node_id, donation)
         if not self._around.send(packet):
             donation.packet = packet
@@ -460,6 +462,16 @@ class Donor:
         if isinstance(packet, SyncEnd):
             del self._donations[node_id]
             self._around.count("donations_completed")
+
+    def _begin(self, node_id: int, donation: _Donation) -> None:
+        now = self._around.now
+        self._begun_at = {
+            other: begun_at
+            for other, begun_at in self._begun_at.items()
+            if now < begun_at + REQUEST_PAUSE
+        }
+        self._begun_at[node_id] = now
+        donation.chunks = self._data.chunks()
 
     def _make(self, node_id: int, donation: _Donation) -> Sync | SyncEnd:
         """Make the next packet: chunks up to `sync_packet_size`, or the end."""
@@ -484,4 +496,5 @@ class Donor:
 
     def _next_chunk(self, donation: _Donation) -> bytes | None:
         chunk, donation.next_chunk = donation.next_chunk, None
+        assert donation.chunks is not None, "begun before"
         return next(donation.chunks, None) if chunk is None else chunk

@@ -11,7 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from clusternode.core.events import LimitReached
 from clusternode.core.sip_events import CacheReplicated
 from clusternode.errors import BodyTooLarge, ConfigError, Overloaded
-from clusternode.gateways.opensips.cache import ENTRY_SIZE_MAX, Cache, CacheView
+from clusternode.gateways.opensips.cache import (
+    ENTRY_SIZE_MAX,
+    PURGE_PAUSE,
+    PURGE_STEP,
+    Cache,
+    CacheView,
+)
 from clusternode.gateways.opensips.capabilities import Capabilities
 from clusternode.gateways.opensips.codec import encode
 from clusternode.gateways.opensips.messages import (
@@ -100,8 +106,23 @@ def test_entries_die_at_their_time():
 
     assert stage.cache.keys("c1") == ["immortal"]
     assert stage.cache.ttl("c1", "mortal") is None
+    stage.receive(CacheRemove("c1", "immortal"))
+    for _ in range(3):
+        stage.after(10.0)
+    assert stage.cache.next_deadline() is None, "nothing is left"
+
+
+def test_what_has_expired_makes_room_a_part_at_a_time():
+    stage = Stage()
+    for number in range(2 * PURGE_STEP):
+        stage.receive(CacheInsert("c1", f"{number}", b"v", 5))
     stage.after(10.0)
-    assert stage.cache.next_deadline() is None, "nothing mortal is left"
+    assert stage.cache.next_deadline() == stage.around.now + PURGE_PAUSE
+
+    while (due := stage.cache.next_deadline()) is not None:
+        stage.after(due - stage.around.now)
+
+    assert stage.around.now < 100.0 + 10.0 + 1.0
 
 
 def test_collections_that_are_not_kept_are_events_only_and_cannot_be_written():

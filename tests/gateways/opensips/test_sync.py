@@ -445,16 +445,26 @@ def test_a_donor_waits_for_room_and_gives_up_after_the_timeout():
     assert around.counted["donations_abandoned"] == 1
 
 
-def test_a_request_during_a_donation_begins_it_again():
-    around = Around()
-    donor = Donor(around, Log((b"x" * 32_000,) * 2), SyncSettings())
-    donor.requested(1)
+def test_requests_begin_a_donation_again_once_a_second_however_many_there_are():
+    class Counted(Log):
+        looks = 0
 
-    donor.requested(1)
+        def chunks(self) -> Iterator[bytes]:
+            self.looks += 1
+            return super().chunks()
+
+    around, data = Around(), Counted((b"x" * 32_000,) * 2)
+    donor = Donor(around, data, SyncSettings())
+
+    for _ in range(100):
+        donor.requested(1)
+    assert data.looks == 1
     while (due := donor.next_deadline()) is not None:
         around.now = due
         donor.tick()
 
+    assert data.looks == 2
+    assert around.now >= 101.0
     assert around.taken()[-1].chunk_count == 2
 
 

@@ -166,6 +166,8 @@ class Limits:
     """How long after a fault has ended a member may still be shown as it was in the fault."""
     leave: Seconds = 2.0
     """How long a clean stop may take."""
+    is_rerouting: bool = True
+    """Whether the nodes reach each other through others."""
 
 
 @attrs.define

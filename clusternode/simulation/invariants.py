@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-
-import attrs
+from collections.abc import Iterator
 
 from clusternode.core.effects import Outcome
-from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.types import Instant, NodeId, ResultCode
+from clusternode.simulation.checks import ALWAYS, EVENTUALLY, Finding, View, always, eventually
 from clusternode.simulation.history import (
     DeliveryFact,
     HandlingFact,
@@ -25,31 +23,9 @@ from clusternode.simulation.history import (
     StatusFact,
     origin_of,
 )
+from clusternode.simulation.reachability import have_a_relay, is_clear
 
-
-@attrs.frozen
-class Violation:
-    """One thing that should not have been."""
-
-    invariant: str
-    at: Instant
-    detail: str
-
-
-@attrs.frozen
-class View:
-    """A moment of a run: what every running node shows, and all that happened before."""
-
-    now: Instant
-    snapshots: Mapping[NodeId, NodeSnapshot]
-    history: History
-
-
-Finding = tuple[Instant, str]  # when, and what is wrong
-Check = Callable[[View], Iterator[Finding]]
-
-ALWAYS: dict[str, Check] = {}
-EVENTUALLY: dict[str, Check] = {}
+__all__ = ["ALWAYS", "EVENTUALLY"]
 
 STATUS_EDGES = frozenset(
     {
@@ -70,20 +46,6 @@ STATUS_EDGES = frozenset(
     }
 )
 """Which status may follow which, read from semantics section 4 and the DMQ README."""
-
-
-def always(name: str) -> Callable[[Check], Check]:
-    """Register a check of the whole history, made at the end of a run."""
-    return lambda check: ALWAYS.setdefault(name, check)
-
-
-def eventually(name: str) -> Callable[[Check], Check]:
-    """Register a check of one moment that a scenario names."""
-    return lambda check: EVENTUALLY.setdefault(name, check)
-
-
-def violations_of(name: str, check: Check, view: View) -> list[Violation]:
-    return [Violation(name, at, detail) for at, detail in check(view)]
 
 
 # Messages.
@@ -183,14 +145,23 @@ def _could_be_reached(fact: DeliveryFact, node_id: NodeId, to: Instant, history:
     return (
         history.is_well_throughout(fact.origin, since, to)
         and history.is_well_throughout(node_id, since, to)
-        and not any(
-            disturbance.excuses(fact.origin, node_id, since, to)
-            for disturbance in history.disturbances
+        and (
+            is_clear(history, fact.origin, node_id, since, to)
+            or _is_only_cut(history, fact.origin, node_id, since, to)
         )
         and not any(
             since <= at <= to and {place, member} == {fact.origin, node_id}
             for at, place, member in history.removals
         )
+    )
+
+
+def _is_only_cut(history: History, one: NodeId, other: NodeId, since: Instant, to: Instant) -> bool:
+    """Tell whether only the link between two is broken: slow ones are used as they are."""
+    return have_a_relay(history, one, other, since, to) and all(
+        disturbance.kind.startswith("block ")
+        for disturbance in history.disturbances
+        if disturbance.excuses(one, other, since, to)
     )
 
 
@@ -334,7 +305,7 @@ def _may_follow(before: str | None, previous: str) -> bool:
 
 @always("no-flapping-without-fault")
 def no_flapping_without_fault(view: View) -> Iterator[Finding]:
-    """No member that runs and can be reached is ever shown as anything but active.
+    """No member that runs and can be reached, or through another, is shown as not active.
 
     A reset of connections is no excuse: it changes nothing. Only one upon the other, faster than
     a ping can be answered, is. No excuses for calling others dead are that it stood still itself,
@@ -345,14 +316,14 @@ def no_flapping_without_fault(view: View) -> Iterator[Finding]:
         if fact.status in ("active", "left") or _was_removed_by_hand(history, fact):
             continue
         since = fact.at - history.settings.grace
+        pair = (fact.observer, fact.member)
+        no_excuses = (f"pause {fact.observer} ", "narrow ", "uplink ")
         if (
             history.is_well_throughout(fact.member, since, fact.at)
             and history.is_well_throughout(fact.observer, fact.at, fact.at)
-            and not any(
-                disturbance.excuses(fact.observer, fact.member, since, fact.at)
-                for disturbance in history.disturbances
-                if disturbance.kind != f"pause {fact.observer}"
-                and not disturbance.kind.startswith(("narrow ", "uplink "))
+            and (
+                is_clear(history, *pair, since, fact.at, no_excuses)
+                or have_a_relay(history, *pair, since, fact.at, no_excuses)
             )
         ):
             yield (

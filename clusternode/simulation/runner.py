@@ -8,13 +8,8 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from clusternode.core.types import Instant, NodeId, Seconds
-from clusternode.simulation.invariants import (
-    ALWAYS,
-    EVENTUALLY,
-    View,
-    Violation,
-    violations_of,
-)
+from clusternode.simulation.checks import View, Violation, violations_of
+from clusternode.simulation.invariants import ALWAYS, EVENTUALLY
 from clusternode.simulation.model import ModelWorld
 from clusternode.simulation.scenario import Hope, Scenario
 from clusternode.simulation.world import TIME_ZERO, CoreFailed, World

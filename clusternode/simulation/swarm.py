@@ -20,6 +20,9 @@ FAULTS_MIN, FAULTS_MAX = 2, 12
 FAULTS_FROM, FAULTS_TO = 5.0, 60.0
 """Seconds from the start in which things break."""
 PING_INTERVALS = (1.0, 2.0, 5.0)
+REROUTING_SHARE = 0.9
+LASTING_CUT_SHARE = 0.3
+"""Of so many stories one link stays cut when all else is mended."""
 CONVERGENCE_SECONDS = 12.0
 """How long after the mending everyone must see everyone, beside four ping intervals."""
 RESULT_SECONDS = 36.0
@@ -48,6 +51,10 @@ def story(seed: int) -> Values:
         {"at": mended, "uplink": "*"},
         {"at": mended + 1.0, "start": "*"},
     ]
+    is_rerouting = rng.random() < REROUTING_SHARE
+    if count > NODES_MIN and is_rerouting and rng.random() < LASTING_CUT_SHARE:
+        steps.append({"at": mended + 2.0} | _FAULTS["cut"](rng, nodes))
+    links = "links-are-true" if "cut" in steps[-1] else "links-are-direct"
     converged = mended + CONVERGENCE_SECONDS + 4 * ping_interval
     return {
         "title": f"Swarm {seed}: {count} nodes, {', '.join(kinds)}; then everything is mended",
@@ -55,13 +62,19 @@ def story(seed: int) -> Values:
         "seed": seed,
         "notification": rng.sample(nodes, rng.randint(1, min(3, count))),
         "fidelity": rng.choice(["messages", "bytes"]),
-        "settings": {"health": {"ping_interval": ping_interval, "ping_timeout": 1.0}},
+        "settings": {
+            "health": {
+                "ping_interval": ping_interval,
+                "ping_timeout": 1.0,
+                "enable_rerouting": is_rerouting,
+            }
+        },
         "network": {"latency": [0.0002, rng.choice([0.001, 0.02, 0.1])]},
         "handlers": {"handling": [0.0, rng.choice([0.0, 0.01, 0.3])]},
         "step": steps,
         "expect": {
             "eventually": [
-                {"by": converged, "holds": ["everyone-sees-everyone", "converged-digests"]},
+                {"by": converged, "holds": ["everyone-sees-everyone", "converged-digests", links]},
                 {
                     "by": max(converged, mended + RESULT_SECONDS),
                     "holds": ["everyone-sees-everyone", "nobody-waits"],
@@ -86,6 +99,12 @@ def _split(rng: random.Random, nodes: list[str]) -> list[list[str]]:
     return [shuffled[:border], shuffled[border:]]
 
 
+def _some(rng: random.Random, nodes: list[str]) -> list[list[str]]:
+    """Draw one node, and up to two others."""
+    one, *others = rng.sample(nodes, min(len(nodes), rng.randint(2, 3)))
+    return [[one], others]
+
+
 def _seconds(rng: random.Random) -> float:
     """Draw a time that is short half of the time, and long enough for a removal otherwise."""
     return round(rng.uniform(0.1, 3.0) if rng.random() < 0.5 else rng.uniform(3.0, 25.0), 3)
@@ -101,6 +120,8 @@ _FAULTS: dict[str, Callable[[random.Random, list[str]], Values]] = {
     "partition": lambda rng, nodes: {"partition": _split(rng, nodes)},
     "one-way partition": lambda rng, nodes: {"block": _split(rng, nodes)},
     "cut": lambda rng, nodes: {"cut": [[one] for one in rng.sample(nodes, 2)]},
+    "one-way cut": lambda rng, nodes: {"block": [[one] for one in rng.sample(nodes, 2)]},
+    "cuts": lambda rng, nodes: {"cut": _some(rng, nodes)},
     "heal": lambda rng, nodes: {"heal": True},
     "reset": lambda rng, nodes: {"reset": "*", "share": round(rng.random(), 2)},
     "resets": lambda rng, nodes: {"reset": "*", "rate": 5.0, "for": _seconds(rng)},

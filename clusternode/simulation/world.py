@@ -357,7 +357,7 @@ def limits_of(plan: WorldPlan) -> Limits:
     health, discovery = plan.health, plan.discovery
     grace = (
         health.ping_interval
-        + 2 * health.ping_timeout
+        + (3 if health.enable_rerouting else 2) * health.ping_timeout
         + discovery.handshake_timeout
         + discovery.redial_max
         + GRACE_MARGIN
@@ -366,4 +366,5 @@ def limits_of(plan: WorldPlan) -> Limits:
     return Limits(
         result=max(messaging.result_timeout, messaging.delivery_timeout) + GRACE_MARGIN,
         grace=grace,
+        is_rerouting=health.enable_rerouting,
     )

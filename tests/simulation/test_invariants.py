@@ -7,18 +7,20 @@ import pytest
 from clusternode.core.effects import Outcome
 from clusternode.core.snapshots import MemberSnapshot, NodeSnapshot
 from clusternode.core.types import ChannelName, Incarnation, NodeId, ResultCode
+from clusternode.simulation.checks import View, violations_of
 from clusternode.simulation.history import (
     DeliveryFact,
     Disturbance,
     HandlingFact,
     History,
     LifeFact,
+    Limits,
     OutboxSample,
     ReplyMade,
     RequestFact,
     StatusFact,
 )
-from clusternode.simulation.invariants import ALWAYS, EVENTUALLY, View, violations_of
+from clusternode.simulation.invariants import ALWAYS, EVENTUALLY
 
 ONE, TWO, THREE = NodeId("n1"), NodeId("n2"), NodeId("n3")
 KEY, LATER, QUESTION, ANSWER = "m/n1/1/1", "m/n1/1/2", "q/n1/1/3", "r/n2/1/1"
@@ -54,7 +56,9 @@ def history() -> History:
     return told
 
 
-def row(node_id: NodeId, status: str = "active", incarnation: int = 1) -> MemberSnapshot:
+def row(
+    node_id: NodeId, status: str = "active", incarnation: int = 1, link: str = "direct"
+) -> MemberSnapshot:
     return MemberSnapshot(
         node_id=node_id,
         address="tcp://10.0.0.1:5062",
@@ -67,7 +71,7 @@ def row(node_id: NodeId, status: str = "active", incarnation: int = 1) -> Member
         channels=(),
         local=False,
         priority=50,
-        link="direct",
+        link=link,
         round_trip_s=None,
         notification=False,
         remote="",
@@ -290,6 +294,49 @@ def test_what_a_partition_hides_is_no_flapping():
     assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told)) == []
 
 
+def test_a_cut_is_no_excuse_where_a_third_reaches_both():
+    told = history()
+    told.lives[THREE] = [LifeFact(THREE, 1, 0.0)]
+    flapping(told)
+    told.disturbances.append(Disturbance("block n1 n2", 50.0, frozenset({ONE}), frozenset({TWO})))
+    assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told))
+
+    told.disturbances.append(Disturbance("block n3 n2", 55.0, frozenset({THREE}), frozenset({TWO})))
+    assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told)) == []
+
+
+def test_what_is_sent_over_a_cut_arrives_where_a_third_reaches_both():
+    told = history()
+    told.lives[THREE] = [LifeFact(THREE, 1, -100.0)]
+    for node_id in (ONE, TWO):
+        told.lives[node_id][0].started = -100.0
+    given_up_on_the_reachable(told)
+    told.disturbances.append(Disturbance("block n1 n2", 5.0, frozenset({ONE}), frozenset({TWO})))
+    assert violations_of("x", ALWAYS["the-reachable-are-reached"], view(told))
+
+    told.disturbances.append(Disturbance("narrow n1 n2", 5.0, frozenset({ONE}), frozenset({TWO})))
+    assert violations_of("x", ALWAYS["the-reachable-are-reached"], view(told)) == []
+
+
+def test_without_rerouting_a_third_is_of_no_use():
+    told = history()
+    told.settings = Limits(is_rerouting=False)
+    told.lives[THREE] = [LifeFact(THREE, 1, 0.0)]
+    flapping(told)
+    told.disturbances.append(Disturbance("block n1 n2", 50.0, frozenset({ONE}), frozenset({TWO})))
+
+    assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told)) == []
+
+
+@pytest.mark.parametrize("link", ["direct", "via n2"])
+def test_a_link_that_is_cut_is_not_shown(link):
+    told = history()
+    told.disturbances.append(Disturbance("block n1 n2", 5.0, frozenset({ONE}), frozenset({TWO})))
+    snapshot = shown(ONE, row(ONE), row(TWO, link=link))
+
+    assert violations_of("x", EVENTUALLY["links-are-true"], view(told, n1=snapshot))
+
+
 def test_a_partition_of_others_is_no_excuse():
     told = history()
     flapping(told)
@@ -340,6 +387,8 @@ ALL = (row(ONE), row(TWO), row(THREE, "left"))
         ("the-dead-are-removed", shown(ONE, *ALL[:2], row(THREE, "not_active"))),
         ("leavers-are-left", shown(ONE, *ALL[:2], row(THREE, "not_active"))),
         ("converged-digests", shown(ONE, *ALL, digest=8)),
+        ("links-are-true", shown(ONE, row(ONE), row(TWO, link="none"))),
+        ("links-are-direct", shown(ONE, row(ONE), row(TWO, link="via n3"))),
     ],
 )
 def test_a_bad_end_is_found(name, snapshot):

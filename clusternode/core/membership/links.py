@@ -256,8 +256,7 @@ class Links:
         outlet.control.append(frame)
         outlet.control_bytes += size
         if not outlet.is_announced and not outlet.is_writing:
-            outlet.is_announced = True
-            self._context.effects.append(OutputReady(link.connection))
+            self.announce(link)
 
     def relay(self, link: Link, frame: Frame, *, is_urgent: bool) -> None:
         """Queue what is to be passed on: behind our own control frames, beside our own data."""

@@ -148,6 +148,9 @@ class Rerouting:
         self._relaying.link_closed(node_id)
         for other in list(self._over.pop(node_id, {})):
             self._way_lost(other, now)
+        path, number = self._paths.get(node_id), self._keepalive.number_of(node_id)
+        if path is not None and path.number == number and path.answered:
+            self._answered(node_id, number, now)  # it was only this connection that was waited for
 
     def ranked(self, node_id: NodeId) -> None:
         """A record has changed, and perhaps the priority in it."""
@@ -218,7 +221,7 @@ class Rerouting:
             path.is_direct_out = True
             link = self._links.direct_to(node_id)
             if path.answered and link is not None:
-                self._give_up_direct(link, number, now)
+                self._give_up_direct(link, now)
                 return True
             if is_refused:
                 return bool(path.asked or path.answered)
@@ -233,12 +236,16 @@ class Rerouting:
         self._keepalive.prolong(node_id, now + timeout)
         return True
 
-    def _give_up_direct(self, link: Link, number: int, now: Instant) -> None:
+    def _answered(self, node_id: NodeId, number: int, now: Instant) -> None:
+        """A ping is answered over another way, and the direct connection has ended."""
+        if self._members.is_active(node_id):
+            self._keepalive.answered(node_id, number, now)
+        self._use(node_id, now)
+
+    def _give_up_direct(self, link: Link, now: Instant) -> None:
         """The direct connection is silent while its node answers over another way."""
         self._context.count("links_given_up")
-        self._owner.abandon_link(link, now)
-        self._keepalive.answered(link.node_id, number, now)
-        self._use(link.node_id, now)
+        self._owner.abandon_link(link, now)  # which ends the ping as answered
 
     # --- what comes in --------------------------------------------------------------------------
 

@@ -1,0 +1,90 @@
+"""Who could reach whom in a run, directly or through others, and what nodes show of it.
+
+Written against the history alone, like the invariants that use it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from clusternode.core.types import Instant, NodeId
+from clusternode.simulation.checks import Finding, View, eventually
+from clusternode.simulation.history import History
+
+
+def is_clear(
+    history: History,
+    one: NodeId,
+    other: NodeId,
+    since: Instant,
+    to: Instant,
+    ignoring: tuple[str, ...] = (),
+) -> bool:
+    """Tell whether nothing was between two hosts all that time, but kinds that are ignored."""
+    return not any(
+        disturbance.excuses(one, other, since, to)
+        for disturbance in history.disturbances
+        if not f"{disturbance.kind} ".startswith(ignoring)
+    )
+
+
+def have_a_relay(
+    history: History,
+    one: NodeId,
+    other: NodeId,
+    since: Instant,
+    to: Instant,
+    ignoring: tuple[str, ...] = (),
+) -> bool:
+    """Tell whether some third node could pass things on between two, all that time."""
+    return history.settings.is_rerouting and any(
+        history.is_well_throughout(relay, since, to)
+        and is_clear(history, one, relay, since, to, ignoring)
+        and is_clear(history, relay, other, since, to, ignoring)
+        for relay in history.lives
+        if relay not in (one, other)
+    )
+
+
+@eventually("links-are-true")
+def links_are_true(view: View) -> Iterator[Finding]:
+    """Active members are shown with a direct link, or with a way whose links are all there.
+
+    Links that were cut only lately are not looked at.
+    """
+    cut = [
+        disturbance
+        for disturbance in view.history.disturbances
+        if disturbance.until is None
+        and disturbance.kind.startswith("block ")
+        and disturbance.at <= view.now - view.history.settings.grace
+    ]
+    for observer, snapshot in view.snapshots.items():
+        for member in snapshot.members:
+            if member.local or member.node_id not in view.snapshots or member.status != "active":
+                continue
+            way = [observer, *_relays_in(member.link), member.node_id]
+            broken = [
+                f"{one} and {other} are cut off"
+                for one, other in itertools.pairwise(way)
+                if any(disturbance.excuses(one, other, view.now, view.now) for disturbance in cut)
+            ]
+            if broken or member.link == "none":
+                why = ", ".join(broken) or "it is active"
+                yield view.now, f"{observer} shows {member.link} to {member.node_id}; {why}"
+
+
+def _relays_in(link: str) -> list[NodeId]:
+    if not link.startswith("via "):
+        return []
+    return [NodeId(relay) for relay in link.removeprefix("via ").split(",")]
+
+
+@eventually("links-are-direct")
+def links_are_direct(view: View) -> Iterator[Finding]:
+    """All running nodes have direct links to each other."""
+    for observer, snapshot in view.snapshots.items():
+        for member in snapshot.members:
+            if member.node_id in view.snapshots and member.link not in ("direct", "self"):
+                yield view.now, f"{observer} shows {member.link} to {member.node_id}"

@@ -21,7 +21,7 @@ from clusternode.core.wire.messages import Reply
 from clusternode.errors import ClusternodeError, Overloaded
 from clusternode.routes.contexts import AgentContext, IncomingMessage, IncomingRequest
 from clusternode.routes.events import EventView
-from clusternode.routes.table import Kind, RouteTable, make_handler
+from clusternode.routes.table import Handler, Kind, RouteTable, make_handler
 from clusternode.simulation.history import HandlingFact, History, Key, StatusFact, key_in
 from clusternode.simulation.surroundings import Sender, WorldView
 from clusternode.simulation.traffic import Traffic
@@ -78,6 +78,7 @@ class Callers:
     def __init__(self, world: Town, process: Sender) -> None:
         self._world = world
         self._process = process
+        self._own: set[str] = set()  # names of the story's handlers, which may fail
         self._answered: set[str] = set()  # channels on which routes of the user answer
 
     # What the story lets be sent.
@@ -144,18 +145,22 @@ class Callers:
         self._answered = {handler.on for handler in table.of_kind(Kind.REQUEST)}
         for channel in sorted({*channels, *messages}):
             message = self._noted_message if channel in messages else self._message
-            table.add(make_handler(Kind.MESSAGE, channel, message))
+            self._add(table, make_handler(Kind.MESSAGE, channel, message))
         for channel in sorted({*channels, *self._answered}):
             request = self._noted_request if channel in self._answered else self._request
-            table.add(make_handler(Kind.REQUEST, channel, request))
+            self._add(table, make_handler(Kind.REQUEST, channel, request))
         table.add(make_handler(Kind.START, "", self._listen))
+
+    def _add(self, table: RouteTable, handler: Handler) -> None:
+        table.add(handler)
+        self._own.add(handler.name)
 
     def _listen(self, context: AgentContext) -> None:
         context.events.on_event(RouteFailed.NAME, self._route_failed)
 
     def _route_failed(self, bus: Bus | None, view: EventView) -> None:
         route, reason = view.parameters["route"], view.parameters["reason"]
-        if self._process.is_running and not reason.startswith(HandlerFails.__name__):
+        if self._process.is_running and route not in self._own:
             self._process.fact.routes_failed.append((self._world.now, f"{route}: {reason}"))
 
     async def _message(self, message: IncomingMessage) -> None:

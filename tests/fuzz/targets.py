@@ -36,6 +36,9 @@ from clusternode.core.wire.messages import Hello, Resume, Unknown
 from clusternode.core.wire.session import Session
 from clusternode.errors import ConfigError, ControlError, RemoteProtocolError
 from clusternode.gateways.opensips import codec as opensips_codec
+from clusternode.gateways.opensips import messages as opensips_messages
+from clusternode.gateways.opensips import replication, typed
+from clusternode.gateways.opensips.messages import ModulePacket
 from clusternode.runtime.tls import Credentials
 
 SECRET = b"the secret of the fuzzer"
@@ -169,6 +172,22 @@ def opensips(data: bytes) -> None:
         assert opensips_codec.decode_untrusted(written) == packet
         trailer = opensips_codec.route_of_untrusted(frame)
         assert trailer == getattr(packet, "trailer", None)
+        if isinstance(packet, ModulePacket):
+            _replicated(packet)
+
+
+def _replicated(packet: ModulePacket) -> None:
+    """What a module replicates is read to the end, in each version, or refused."""
+    with contextlib.suppress(RemoteProtocolError):
+        if packet.capability == opensips_messages.CACHE:
+            change = replication.read_cache_untrusted(packet)
+            assert replication.cache_packet(packet.trailer, change) == packet
+            typed.cache_form(change)
+        elif packet.capability == opensips_messages.CONTACTS:
+            moved = replication.read_location_untrusted(packet)
+            written = replication.location_packet(packet.trailer, moved)
+            assert packet.version != replication.CONTACTS_VERSION or written == packet
+            typed.location_form(moved)
 
 
 def control(data: bytes) -> None:

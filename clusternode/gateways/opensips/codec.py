@@ -413,7 +413,7 @@ def _write_topology(writer: FieldWriter, packet: Topology) -> None:
             pass
         case LinkUpdate():
             writer.integers(packet.sequence)
-            writer.unsigned(packet.timestamp)
+            writer.time(packet.timestamp)
             writer.integers(packet.neighbour, packet.state)
             _write_ids(writer, packet.path, PATH_LENGTH_MAX)
         case NodeDescription():
@@ -421,14 +421,14 @@ def _write_topology(writer: FieldWriter, packet: Topology) -> None:
             _write_ids(writer, packet.path, PATH_LENGTH_MAX)
         case TopologyUpdate():
             writer.integers(packet.sequence)
-            writer.unsigned(packet.timestamp)
+            writer.time(packet.timestamp)
             writer.integers(_checked(len(packet.nodes), NODES_MAX))
             for node in packet.nodes:
                 _write_adjacency(writer, node)
             _write_ids(writer, packet.path, PATH_LENGTH_MAX)
         case CapabilityUpdate():
             writer.integers(packet.sequence)
-            writer.unsigned(packet.timestamp)
+            writer.time(packet.timestamp)
             writer.integers(_checked(len(packet.nodes), NODES_MAX))
             for each in packet.nodes:
                 writer.integers(each.node_id, _checked(len(each.capabilities), CAPABILITIES_MAX))
@@ -446,7 +446,7 @@ def _write_adjacency(writer: FieldWriter, node: Adjacency) -> None:
     if node.description is not None:
         _write_description(writer, node.description)
     writer.integers(node.link_sequence)
-    writer.unsigned(node.link_timestamp)
+    writer.time(node.link_timestamp)
     _write_ids(writer, node.neighbours, NODES_MAX)
 
 

@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 INT_MIN: Final = -(2**31)
 INT_MAX: Final = 2**31 - 1
+UINT_MAX: Final = 2**32 - 1
 STRING_SIZE_MAX: Final = 65_535
 """What the length of 16 bits can say."""
 NAME_LENGTH_MAX: Final = 1024
@@ -82,10 +83,6 @@ class FieldReader:
         start = self._advance(size, name)
         return self._data[start : start + size]
 
-    def rest(self) -> bytes:
-        """Take what is left."""
-        return self.take(self._end - self._offset, "rest")
-
     @property
     def is_at_end(self) -> bool:
         return self._offset == self._end
@@ -130,8 +127,18 @@ class FieldWriter:
             self.data += _INT.pack(value)
 
     def unsigned(self, value: int) -> None:
-        """Put an unsigned integer; times after 2106 begin again at 0, as OpenSIPS's do."""
-        self.data += _UINT.pack(value & 0xFFFF_FFFF)
+        """Put an integer without a sign.
+
+        Raises:
+            LocalProtocolError: It is negative or has more than 32 bits.
+        """
+        if not 0 <= value <= UINT_MAX:
+            raise LocalProtocolError(f"integer {value} is not one of 32 bits without a sign")
+        self.data += _UINT.pack(value)
+
+    def time(self, value: int) -> None:
+        """Put Unix seconds; those after 2106 begin again at 0, as OpenSIPS's do."""
+        self.unsigned(value & UINT_MAX)
 
     def blob(self, value: bytes) -> None:
         """Put a string.

@@ -50,7 +50,6 @@ from clusternode.gateways.opensips.replication import (
 T = TypeVar("T", bound=attrs.AttrsInstance)
 Form: TypeAlias = dict[str, Any]
 
-INTEGER_MAX: Final = 2**64 - 1
 _ACTIONS: Final[Mapping[type, str]] = {
     CacheInsert: "insert",
     CacheRemove: "remove",
@@ -225,8 +224,6 @@ def _check_type(name: str, value: object, expected: str) -> None:
         raise RemoteProtocolError(f"{name}: expected {expected}")
     if isinstance(value, str):
         _encode(value, name)
-    if isinstance(value, int) and abs(value) > INTEGER_MAX:
-        raise RemoteProtocolError(f"{name}: a number of more than 64 bits")
 
 
 def _encode(text: str, name: str) -> bytes:

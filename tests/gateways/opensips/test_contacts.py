@@ -169,6 +169,17 @@ def test_a_sync_is_events_of_contacts_and_makes_us_a_donor_of_the_same():
     assert stage.given() == changes
 
 
+def test_what_is_removed_while_it_is_given_is_not_given():
+    stage = Stage()
+    stage.receive(ContactInsert(BOB), ContactInsert(attrs.evolve(BOB, aor="eve")))
+    chunks = stage.table.chunks()
+    next(chunks)
+
+    stage.receive(AorDelete("location", "eve"))
+
+    assert len([*chunks]) == 1
+
+
 def test_what_we_publish_goes_to_every_node_and_is_kept():
     stage = Stage()
 

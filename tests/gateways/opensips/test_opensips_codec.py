@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -380,6 +381,30 @@ def test_the_route_of_a_packet_that_cannot_be_read_is_read():
     frame = frame_of(EXTRA, 99, b"whatever" + ints(1, 2, 3))
 
     assert route_of_untrusted(frame) == Trailer(1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        frame_of("", 1, ints(1, 2, 3)),
+        frame_of("x" * 1025, 1, ints(1, 2, 3)),
+        b"P4CK" + ints(30) + b"\1\0\xff\0" + bytes(18),
+        encode(UnknownId(1, 2)) + b"more",
+        bytes(FRAME_SIZE_MAX + 1),
+    ],
+    ids=["empty", "no name", "a long name", "a name beyond the end", "more", "too much"],
+)
+def test_a_wrong_header_is_refused(frame):
+    for read in (decode_untrusted, route_of_untrusted):
+        with pytest.raises(RemoteProtocolError):
+            read(frame)
+
+
+def test_times_after_2106_begin_again():
+    packet = LinkUpdate(1, 2, 0, 2**32 + 5, 3, LinkState.UP, (2,))
+
+    assert decode_untrusted(encode(packet)) == attrs.evolve(packet, timestamp=5)
 
 
 @pytest.mark.parametrize(

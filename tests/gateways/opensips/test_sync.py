@@ -340,6 +340,26 @@ def test_a_change_of_our_own_is_not_undone_by_a_chunk():
     assert stage.data.log == [b"theirs", b"ours"]
 
 
+def test_changes_of_our_own_beyond_the_bound_end_the_sync_too():
+    stage = Stage()
+    stage.receiver.begin()
+    stage.around.taken()
+
+    for number in range(sync.BUFFERED_MAX + 1):
+        stage.receiver.changed_here(change(b"%d" % number, 4))
+
+    assert stage.asked() == [2]
+
+
+def test_a_seed_knows_when_to_go_on():
+    stage = Stage(SyncSettings(is_seed=True))
+    stage.around.states.clear()
+
+    stage.receiver.begin()
+
+    assert stage.receiver.next_deadline() == 105.0
+
+
 def test_stopped_it_does_nothing_until_it_begins_again():
     stage = Stage()
     stage.receiver.begin()

@@ -31,8 +31,11 @@ from clusternode.gateways.opensips.typed import (
 
 CHANNELS: Final[Mapping[str, str]] = {"table": CACHE, "contacts": CONTACTS}
 CONTACT_LABEL_BITS: Final = 14
-AOR_LABEL_BITS: Final = 32
-"""Of a contact id: usrloc has the label of the contact in its lowest bits, above it the AoR's."""
+AOR_LABEL_BITS: Final = 20
+"""Of a contact id: usrloc has the label of the contact in its lowest bits, above it the AoR's.
+
+There is room for 32 bits, but each node goes on counting from the largest label that it has seen.
+"""
 
 
 def read_untrusted(kind: str, name: str, body: bytes) -> list[Change]:
@@ -112,11 +115,14 @@ def write(change: Change, unix_now: float) -> bytes:
             raise RemoteProtocolError(f"cachedb_local cannot {change.action}")
 
 
-def _location(change: ContactChange, unix_now: float) -> ContactUpdate | ContactDelete:
-    """Return an update, which a node that does not know the contact takes as an insert."""
+def _location(change: ContactChange, unix_now: float) -> ContactInsert | ContactDelete:
+    """Return an insert, which a node that knows the contact takes as an update.
+
+    And not an update: with that a node that does not know the contact takes our id as it is.
+    """
     if change.action == "remove":
         return ContactDelete(change.domain, change.aor, change.contact, change.call_id, change.cseq)
-    return ContactUpdate(
+    return ContactInsert(
         Contact(
             change.domain,
             change.aor,
@@ -137,6 +143,9 @@ def _location(change: ContactChange, unix_now: float) -> ContactUpdate | Contact
 
 
 def contact_id_of(change: ContactChange) -> int:
-    """Return the id of a contact, which its registrar would have given; the same every time."""
+    """Return the id of a contact, which its registrar would have given; the same every time.
+
+    The bits above, a hash of the AoR, each node fills in itself.
+    """
     aor = number_of(f"{change.domain}\0{change.aor}", AOR_LABEL_BITS)
     return aor << CONTACT_LABEL_BITS | number_of(change.contact, CONTACT_LABEL_BITS)

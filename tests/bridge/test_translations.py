@@ -70,7 +70,7 @@ def test_a_recorded_registration_of_kamailio_becomes_one_of_opensips():
     )
     form = json.loads(opensips.write(change, NOW))
 
-    assert form["action"] == "update"
+    assert form["action"] == "insert"
     assert (form["domain"], form["aor"]) == ("location", "alice")
     assert form["contact"] == "sip:alice@127.0.0.1:7777"
     assert (form["callid"], form["cseq"]) == ("6e0aaa2f58a54afdb9ca92cc03394f23", 1)

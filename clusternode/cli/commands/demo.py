@@ -23,6 +23,10 @@ The same by hand:
   clusternode stop -c n1.toml            # and n2.toml, n3.toml"""
 
 
+BRIDGE_BY_HAND = """\
+The rules, and what each operator must know: docs/one-bus-from-three.md."""
+
+
 def add_parser(parsers: Parsers) -> None:
     parser = add_command(
         parsers,
@@ -31,7 +35,13 @@ def add_parser(parsers: Parsers) -> None:
         summary="show three agents that meet, talk, lose one, and part",
         text="Starts three agents on loopback in a temporary directory and ends by itself in less\n"
         "than 30 s. Status 1: something did not happen as it should.",
-        examples="clusternode demo\nclusternode demo --write /tmp/demo",
+        examples="clusternode demo\nclusternode demo --bridge\nclusternode demo --write /tmp/demo",
+    )
+    parser.add_argument(
+        "--bridge",
+        action="store_true",
+        help="show two agents that make one bus of three Kamailios, three OpenSIPS and Kafka; "
+        "servers that are not installed are simulated",
     )
     parser.add_argument(
         "--write",
@@ -46,24 +56,36 @@ def run(arguments: argparse.Namespace) -> int:
         return _write(arguments.write)
     import trio
 
-    from clusternode.cli.local.fleet import Fleet, FleetError
-    from clusternode.cli.local.story import Story
-
-    async def play() -> None:
-        with Fleet() as fleet:
-            await Story(fleet).tell()
+    from clusternode.cli.local.fleet import FleetError
 
     failed = False
     try:
-        trio.run(play)
+        trio.run(_play_bridge if arguments.bridge else _play)
     except* FleetError as group:
         failed = True
         for error in group.exceptions:
             print(f"\nThe demo failed: {error}")
     if failed:
         return CLUSTER_SAID_NO
-    print("\n" + BY_HAND)
+    print("\n" + (BRIDGE_BY_HAND if arguments.bridge else BY_HAND))
     return OK
+
+
+async def _play() -> None:
+    from clusternode.cli.local.fleet import Fleet
+    from clusternode.cli.local.story import Story
+
+    with Fleet() as fleet:
+        await Story(fleet).tell()
+
+
+async def _play_bridge() -> None:
+    from clusternode.cli.local.bridge_story import BridgeStory
+    from clusternode.cli.local.bridge_world import make_world
+    from clusternode.cli.local.fleet import Fleet
+
+    with Fleet() as fleet, make_world(fleet) as world:
+        await BridgeStory(world).tell()
 
 
 def _write(directory: Path) -> int:

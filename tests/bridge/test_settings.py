@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from clusternode.bridge.service import read_bridges
 from clusternode.config import load_settings
 from clusternode.config.raw import RawTable
 from clusternode.errors import ConfigError
+from clusternode.gateways.registry import read_gateways
 
 GATEWAYS: dict[str, Any] = {"gateway": {"kamailio": {}}}
 FRAUD = {"name": "fraud", "from": "channel:fraud@kamailio", "to": "channel:fraud"}
@@ -189,3 +191,18 @@ def test_raised_events_make_circles_too():
 
     with pytest.raises(ConfigError, match="no circle"):
         read(out, back)
+
+
+def test_the_example_of_the_documentation_is_accepted():
+    file = Path(__file__).parent.parent.parent / "docs" / "examples" / "bridge" / "node.toml"
+
+    settings = load_settings(file, environ={}, overrides={})
+    read_gateways(settings.plugins)
+    rules = read_bridges(settings.plugins, tuple(settings.clusters))
+
+    assert [rule.name for rule in rules] == ["ban", "fraud-log", "table", "users", "locate"]
+
+
+def test_what_the_sip_worlds_have_is_refused_where_they_are_not():
+    with pytest.raises(ConfigError, match="a cluster or gateway"):
+        read_bridges(RawTable((), {"bridge": [FRAUD]}), ("voip",))

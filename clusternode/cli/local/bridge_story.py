@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import trio
 
@@ -26,10 +27,10 @@ LOAD_PAUSE: Seconds = 0.01
 class BridgeStory:
     """Plays the steps and shows what each agent relays and each server knows."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, output: TextIO = sys.stdout) -> None:
         self._world = world
         self._rows: dict[str, Mapping[str, Mapping[str, Any]]] = {}  # agent → bridge → its row
-        self._screen = Screen(self._table)
+        self._screen = Screen(self._table, output)
         self._started_at = trio.current_time()
 
     async def tell(self) -> None:
@@ -40,7 +41,7 @@ class BridgeStory:
         """
         async with trio.open_nursery() as nursery:
             await self._meet(nursery)
-            await self._ban()
+            await self._ban(nursery)
             await self._register()
             await self._kill_under_load()
             await self._check()
@@ -61,7 +62,7 @@ class BridgeStory:
         self._say(f"{CHOSEN} relays, {STANDBY} stands by")
         await trio.sleep(PACE)
 
-    async def _ban(self) -> None:
+    async def _ban(self, nursery: trio.Nursery) -> None:
         self._screen.heading(f"2. The second Kamailio finds an attacker: {ATTACKER}")
         await self._world.proxies[1].found_attacker(ATTACKER)
         for number, switch in enumerate(self._world.switches, 1):
@@ -69,6 +70,7 @@ class BridgeStory:
             self._say(f"OpenSIPS {number} has banned {ATTACKER}")
         topic = self._world.topic
         if topic is not None:
+            nursery.start_soon(topic.run)  # the topic is made with its first record
             await self._until(lambda: ATTACKER in topic.values, "the record arrives")
             self._say(f"the topic fraud has {ATTACKER}")
         await trio.sleep(PACE)

@@ -126,8 +126,6 @@ class World:
             ) from None
         for agent in self.fleet.agents:
             agent.start()
-        if self.topic is not None:
-            nursery.start_soon(self.topic.run)
 
     async def is_met(self) -> bool:
         """Tell whether everyone sees both agents."""

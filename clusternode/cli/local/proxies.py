@@ -99,7 +99,7 @@ class SimulatedProxy:
             return 200, "OK"
         if channel == LOCATE:
             found = self.kamailio.contacts.get(text)
-            return (404, "Not Here") if found is None else (202, f"{text} is at {found}")
+            return (404, "Not Here") if found is None else (202, f"here: {text} is at {found}")
         if channel == LOCATE_REPLY:
             first, _, answer = text.partition("\n")
             self._told[first.partition(" ")[0]] = answer

@@ -20,6 +20,7 @@ from clusternode.bridge.settings import Rule
 from clusternode.bus.interface import Bus, Receiver
 from clusternode.bus.mesh import MeshBus
 from clusternode.config import AgentSettings, ClusterSection
+from clusternode.config.changes import taken_up, waiting_for_restart
 from clusternode.control.server import ControlServer
 from clusternode.control.view import VIEW_CHANNEL, answer_view
 from clusternode.core.events import CertificateExpires
@@ -161,7 +162,7 @@ class Agent:
     async def reload(self) -> str:
         """Load the routes again, secrets, permissions, tags and priority of the configuration.
 
-        Connections stay open.
+        Connections stay open. Says how many routes there are, and what waits for a restart.
 
         Raises:
             RouteError: The routes have an error; everything stays as it was.
@@ -185,9 +186,7 @@ class Agent:
         self.kafka.reload()
         self.events.declare(settings.routes.events)
         self.events.subscriptions.replace("configuration", requests_of(settings), path="subscribe")
-        self.settings = attrs.evolve(
-            self.settings, priority=settings.priority, clusters=settings.clusters
-        )
+        self.settings = taken_up(self.settings, settings)
         for name, section in settings.clusters.items():
             if name in self._clusters:
                 tags = tuple(sorted(section.tags.items()))
@@ -197,7 +196,9 @@ class Agent:
                 for guard in self._clusters[name].guards:
                     guard.install(settings.channels)
         count = len(self.dispatcher.routes())
-        return f"{count} route" if count == 1 else f"{count} routes"
+        said = f"{count} route" if count == 1 else f"{count} routes"
+        waiting = waiting_for_restart(self.settings, settings)
+        return f"{said}; a restart is needed for {', '.join(waiting)}" if waiting else said
 
     def _reload_routes(self, settings: AgentSettings) -> None:
         """Load the script and the executables that the configuration names now."""

@@ -7,10 +7,10 @@ import pytest
 import trio
 
 from clusternode.agent import Agent
-from clusternode.config import ExecRoute
+from clusternode.config import ChannelSection, ExecRoute
 from clusternode.core.effects import Outcome
 from clusternode.core.settings import HealthSettings
-from clusternode.core.types import ResultCode
+from clusternode.core.types import ChannelName, ResultCode
 from clusternode.errors import (
     AddressInUse,
     ConfigError,
@@ -274,6 +274,34 @@ async def test_a_reload_swaps_the_routes_or_leaves_them(autojump_clock, tmp_path
         assert said == "2 routes"
         assert agent.buses["voip"].rank("find") == (0, 1)
         assert agent.buses["voip"].rank("locate") is None
+
+
+async def test_a_reload_names_what_waits_for_a_restart(autojump_clock, nursery):
+    first = agent_settings("n1", "tcp://10.0.0.1:5062")
+    section = first.clusters["voip"]
+    settings = [first]
+    agent = Agent(
+        first,
+        transport=MemoryNetwork().transport("10.0.0.1"),
+        resolver=FakeResolver(),
+        reload_settings=lambda: settings[0],
+        has_control=False,
+    )
+    running = await start(nursery, agent)
+    assert await agent.reload() == "0 routes"
+
+    slower = attrs.evolve(section, health=HealthSettings(ping_interval=7.0), tags={"role": "x"})
+    channels = {ChannelName("news"): ChannelSection(publish=("n2",), queue_size=5)}
+    settings[0] = attrs.evolve(
+        first, priority=7, clusters={"voip": slower}, log_level="debug", channels=channels
+    )
+    said = await agent.reload()
+
+    waiting = "cluster.voip.health.ping_interval, channel.news.queue_size, log.level"
+    assert said == f"0 routes; a restart is needed for {waiting}"
+    assert await agent.reload() == said
+    assert agent.buses["voip"].members()[0].tags == {"role": "x"}
+    await running.leave()
 
 
 async def test_a_reload_swaps_the_executables_or_leaves_them(autojump_clock, nursery):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -13,9 +14,9 @@ from pathlib import Path
 import attrs
 import trio
 
-from clusternode.config import ExecRoute
+from clusternode.config import AgentSettings, ExecRoute
 from clusternode.core.types import ResultCode
-from clusternode.errors import RouteError
+from clusternode.errors import ConfigError, RouteError
 from clusternode.routes.contexts import (
     AgentContext,
     IncomingEvent,
@@ -66,6 +67,31 @@ def exec_handler(route: ExecRoute, directory: Path) -> Handler:
     return handler
 
 
+def check_executables(settings: AgentSettings) -> None:
+    """See whether each `[[route]]` could start its program now.
+
+    Raises:
+        ConfigError: A program does not exist, or may not be executed.
+    """
+    directory = settings.file.parent if settings.file is not None else Path.cwd()
+    for number, route in enumerate(settings.exec_routes, 1):
+        handler = exec_handler(route, directory)
+        path = route.environment.get("PATH", os.environ.get("PATH", DEFAULT_PATH))
+        program = program_of(route, directory)
+        if shutil.which(program, path=path) is not None:
+            continue
+        expected = "a program on the PATH" if "/" not in program else "a file that exists"
+        if Path(program).is_file():
+            expected = "a file that may be executed (chmod +x)"
+        raise ConfigError(f"route {number} ({handler.name}): exec", program, expected)
+
+
+def program_of(route: ExecRoute, directory: Path) -> str:
+    """Return what is started: with a slash a file, from `directory` on; else a name on the PATH."""
+    program = route.exec[0]
+    return str((directory / program).absolute()) if "/" in program else program
+
+
 class Executable:
     """One `[[route]]`. Calling it with a context runs the program once."""
 
@@ -91,9 +117,7 @@ class Executable:
         return output or None
 
     async def _run(self, context: AgentContext) -> bytes:
-        program = self._route.exec[0]
-        if "/" in program:
-            program = str((self._directory / program).absolute())
+        program = program_of(self._route, self._directory)
         try:
             process = await trio.lowlevel.open_process(
                 [program, *self._route.exec[1:]],

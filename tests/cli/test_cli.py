@@ -123,6 +123,35 @@ def test_an_agent_that_others_could_reach_is_refused_by_the_check(tmp_path, caps
     assert main(["config", "check", "-c", str(file), "--json"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("./answer.sh", "a file that exists"),
+        ("./readable.sh", "a file that may be executed"),
+        ("no-such-program-anywhere", "a program on the PATH"),
+    ],
+)
+def test_a_route_whose_program_cannot_start_is_refused_by_the_check(
+    program, expected, tmp_path, capsys
+):
+    file = tmp_path / "node.toml"
+    (tmp_path / "readable.sh").write_text("#!/bin/sh\n")
+    file.write_text(f"[[route]]\non = 'request:locate'\nexec = ['{program}']\n")
+
+    assert main(["config", "check", "-c", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert "route 1 (request:locate" in said and expected in said
+
+
+def test_a_route_whose_program_can_start_passes_the_check(tmp_path):
+    file = tmp_path / "node.toml"
+    (tmp_path / "answer.sh").write_text("#!/bin/sh\n")
+    (tmp_path / "answer.sh").chmod(0o755)
+    file.write_text("[[route]]\non = 'request:locate'\nexec = ['./answer.sh']\n")
+
+    assert main(["config", "check", "-c", str(file)]) == 0
+
+
 def test_options_of_run_become_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = "run --node-id n7 --address tcp://127.0.0.1:7 --listen tcp://127.0.0.1:8 --insecure"

@@ -59,6 +59,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from clusternode.config import load_settings  # start-up speed
     from clusternode.gateways.registry import read_gateways  # start-up speed
     from clusternode.kafka.service import KafkaService, KafkaSettings  # start-up speed
+    from clusternode.routes.execute import check_executables  # start-up speed
     from clusternode.runtime.exposure import advice, check_exposure, check_files  # start-up speed
 
     settings = load_settings(arguments.config, environ=os.environ, overrides={})
@@ -70,6 +71,7 @@ def _check(arguments: argparse.Namespace) -> int:
     kafka.connections.check()
     kafka.attach()  # so that kafka:@NAME is looked up
     check_subscriptions(settings)
+    check_executables(settings)
     if arguments.json:
         print_json({"ok": True, "node_id": settings.node_id, "clusters": list(settings.clusters)})
     else:

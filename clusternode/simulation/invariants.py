@@ -293,7 +293,15 @@ def health_follows_table(view: View) -> Iterator[Finding]:
 
 def _was_removed_by_hand(history: History, fact: StatusFact) -> bool:
     """Tell whether an operator did this (dmq.remove), which is done at once."""
-    return (fact.at, fact.observer, fact.member) in history.removals
+    if (fact.at, fact.observer, fact.member) in history.removals:
+        return True
+    kind = f"pause {fact.observer}"  # what it is told meanwhile, it does when it goes on
+    return any(
+        pause.kind == kind and pause.at <= at < fact.at and pause.until == fact.at
+        for at, observer, member in history.removals
+        for pause in history.disturbances
+        if (observer, member) == (fact.observer, fact.member)
+    )
 
 
 def _may_follow(before: str | None, previous: str) -> bool:

@@ -192,6 +192,14 @@ class Lone:
         events = [effect.event for effect in self.effects if isinstance(effect, Emit)]
         return [event for event in events if isinstance(event, kind)]
 
+    def surroundings_know_all_connections(self) -> bool:
+        """Tell whether every connection that an effect names was given by us."""
+        return all(
+            effect.connection > 0
+            for effect in self.effects
+            if isinstance(effect, OutputReady | Write | Disconnect)
+        )
+
     def resolves(self) -> list[Address]:
         return [effect.name for effect in self.effects_of(Resolve)]
 

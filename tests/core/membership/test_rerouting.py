@@ -1,0 +1,316 @@
+"""Ways through others, seen from one node: n5 between n1, n3 and n9, with n7 behind them."""
+
+from __future__ import annotations
+
+import pytest
+
+from clusternode.core.effects import Write
+from clusternode.core.events import PeerDown, PeerMisbehaved
+from clusternode.core.inputs import DialFailed, DialFailure, Disconnected
+from clusternode.core.settings import HealthSettings
+from clusternode.core.types import Incarnation, NodeId
+from clusternode.core.wire.codec import encode, payload_of
+from clusternode.core.wire.messages import (
+    NoRoute,
+    Ping,
+    Pong,
+    Records,
+    Routed,
+    Segment,
+)
+from tests.core.harness import Lone, address_of, hello_of, record_of
+
+
+def routed(origin, destination, *relays, message=None, incarnations=(1, 1)) -> Routed:
+    message = message or Ping(7, 0)
+    return Routed(
+        NodeId(origin),
+        Incarnation(incarnations[0]),
+        NodeId(destination),
+        Incarnation(incarnations[1]),
+        tuple(NodeId(relay) for relay in relays),
+        message.TYPE,
+        payload_of(message),
+    )
+
+
+def no_route(origin, destination, *relays, at) -> NoRoute:
+    return NoRoute(NodeId(origin), NodeId(destination), tuple(map(NodeId, relays)), NodeId(at))
+
+
+class Crossing:
+    """n5 with open connections to n1, n3 and n9."""
+
+    def __init__(self, **health):
+        self.lone = Lone(health=HealthSettings(ping_interval=5.0, ping_timeout=2.0, **health))
+        self.links = {name: self.lone.open(name) for name in ("n1", "n3", "n9")}
+        self.forget()
+
+    def forget(self):
+        for connection in self.links.values():
+            self.lone.sent[connection].clear()
+
+    def sent(self, name, kind):
+        return self.lone.of_type(kind, self.links[name])
+
+    def receive(self, name, *messages):
+        return self.lone.receive(self.links[name], *messages)
+
+    def lose(self, name):
+        self.lone.feed(Disconnected(self.links[name]))
+
+    def refuse(self, name):
+        self.lone.feed(DialFailed(address_of(name), DialFailure.REFUSED))
+
+    def asked_over(self, name):
+        """Return the relays over which a node was pinged, in the order of asking."""
+        found = [
+            (self.lone.effects.index(write), one.message.relays)
+            for write in self.lone.effects_of(Write)
+            for one in write.frames
+            if isinstance(one.message, Routed)
+            and (one.message.destination, one.message.type) == (name, Ping.TYPE)
+        ]
+        return [relays for _, relays in sorted(found)]
+
+    def pong(self, name, over):
+        """Let the last ping over a relay come back from a node."""
+        ping = [one for one in self.sent(over, Routed) if one.destination == name][-1]
+        (number, _digest) = __import__("msgpack").unpackb(ping.payload)
+        pong = routed(
+            name, "n5", *ping.relays[::-1], message=Pong(number, 0), incarnations=(1, 100)
+        )
+        self.receive(over, pong)
+
+
+def test_a_relay_passes_a_frame_on_as_it_is():
+    node = Crossing()
+    frame = routed("n1", "n9", "n5")
+    node.receive("n1", frame)
+
+    assert node.sent("n9", Routed) == [frame]
+    assert node.lone.count("routed_frames_relayed") == 1
+
+
+def test_a_relay_without_a_link_says_so_at_once_to_who_comes_before_it():
+    node = Crossing()
+    node.receive("n1", routed("n2", "n7", "n1", "n5"))
+
+    assert node.sent("n1", NoRoute) == [no_route("n2", "n7", "n1", "n5", at="n5")]
+
+
+def test_a_relay_tells_whose_frames_went_over_a_link_that_breaks():
+    node = Crossing()
+    node.receive("n1", routed("n1", "n9", "n5"))
+    node.lose("n9")
+
+    assert node.sent("n1", NoRoute) == [no_route("n1", "n9", "n5", at="n5")]
+
+
+def test_a_relay_passes_refusals_back():
+    node = Crossing()
+    refusal = no_route("n1", "n7", "n5", "n9", at="n9")
+    node.receive("n9", refusal)
+
+    assert node.sent("n1", NoRoute) == [refusal]
+
+
+@pytest.mark.parametrize(
+    ("source", "frame"),
+    [
+        ("n1", routed("n1", "n9", "n3")),
+        ("n3", routed("n1", "n9", "n5")),
+        ("n1", routed("n1", "n9", "n1", "n5")),
+        ("n1", routed("n1", "n9", "n5", "n9")),
+        ("n1", routed("n1", "n1", "n5")),
+        ("n1", routed("n7", "n5", "n9", incarnations=(1, 100))),
+        ("n1", no_route("n1", "n9", "n5", at="n5")),
+        ("n1", no_route("n1", "n9", "n3", at="n3")),
+        ("n3", no_route("n1", "n7", "n5", "n9", at="n9")),
+        ("n1", no_route("n5", "n7", "n3", at="n3")),
+        ("n1", no_route("n5", "n7", "n1", at="n3")),
+        ("n1", Segment(1, 0, 0, b"x")),
+    ],
+    ids=repr,
+)
+def test_what_no_honest_relay_sends_ends_its_connection(source, frame):
+    node = Crossing()
+    node.receive(source, frame)
+
+    assert node.links[source] in node.lone.closed
+    assert [event.node_id for event in node.lone.events_of(PeerMisbehaved)] == [source]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        routed("n7", "n5", "n1", incarnations=(1, 100)),
+        routed("n9", "n5", "n1", incarnations=(2, 100)),
+        routed("n9", "n5", "n1", incarnations=(1, 99)),
+    ],
+    ids=["an unknown origin", "another incarnation of it", "another incarnation of ours"],
+)
+def test_what_is_not_from_a_member_to_us_is_dropped_and_counted(frame):
+    node = Crossing()
+    node.receive("n1", frame)
+
+    assert node.sent("n1", Routed) == []
+    assert node.lone.count("routed_frames_not_taken") == 1
+
+
+def test_garbage_inside_is_dropped_and_counted():
+    node = Crossing()
+    frame = routed("n9", "n5", "n1", incarnations=(1, 100))
+    frame.payload = b"\xc1"
+    node.receive("n1", frame)
+
+    assert node.lone.count("routed_frames_not_taken") == 1
+
+
+def test_a_ping_over_others_is_answered_over_the_same():
+    node = Crossing()
+    node.receive("n1", routed("n9", "n5", "n3", "n1", message=Ping(3, 0), incarnations=(1, 100)))
+
+    (answer,) = node.sent("n1", Routed)
+    assert (answer.destination, answer.relays, answer.type) == ("n9", ("n1", "n3"), Pong.TYPE)
+
+
+def test_a_silent_link_is_asked_around_before_its_node_counts_as_failed():
+    node = Crossing()
+    answering = tuple(node.links[name] for name in ("n1", "n3"))
+    node.lone.pass_time(7.1, answers=answering)
+    assert node.asked_over("n9")[:2] == [("n1",), ("n3",)]
+    node.lone.pass_time(1.0, answers=answering)
+
+    assert node.lone.status("n9") == "active"
+    node.lone.pass_time(1.5, answers=answering)
+    assert node.lone.status("n9") == "not_active"
+
+
+def test_a_node_that_answers_over_another_stays_active_and_its_silent_link_is_given_up():
+    node = Crossing()
+    node.lose("n9")
+    node.pong("n9", over="n1")
+    node.refuse("n9")
+
+    assert node.lone.status("n9") == "active"
+    assert node.lone.events_of(PeerDown) == []
+    (shown,) = [
+        one for one in node.lone.node.snapshot(node.lone.now).members if one.node_id == "n9"
+    ]
+    assert shown.link == "via n1"
+
+
+def test_a_tunnel_begins_with_a_hello_and_the_surroundings_never_hear_of_it():
+    node = Crossing()
+    node.lose("n9")
+    node.pong("n9", over="n1")
+    (inner,) = [one for one in node.sent("n1", Routed) if one.type == Segment.TYPE]
+
+    assert encode(node.lone.node.hello()) in inner.payload
+    assert node.lone.surroundings_know_all_connections()
+
+
+def test_the_larger_id_leaves_it_to_the_smaller_to_begin_a_tunnel():
+    node = Crossing()
+    node.lose("n1")
+    node.pong("n1", over="n9")
+
+    assert [one for one in node.sent("n9", Routed) if one.type == Segment.TYPE] == []
+
+
+def test_a_killed_node_is_known_as_soon_as_its_host_and_all_relays_have_said_so():
+    node = Crossing()
+    node.lose("n9")
+    node.refuse("n9")
+    assert node.lone.status("n9") == "active"
+    node.receive("n1", no_route("n5", "n9", "n1", at="n1"))
+    assert node.lone.status("n9") == "active"
+    node.receive("n3", no_route("n5", "n9", "n3", at="n3"))
+
+    assert node.lone.status("n9") == "not_active"
+
+
+def test_relays_are_asked_by_priority_and_then_by_id():
+    node = Crossing()
+    node.receive("n3", Records([record_of("n3", version=2, priority=10)]))
+    node.lose("n9")
+
+    assert node.asked_over("n9") == [("n3",), ("n1",)]
+
+
+def test_a_relay_whose_record_names_the_link_as_down_is_asked_last():
+    node = Crossing()
+    node.receive("n1", Records([record_of("n1", version=2, down=(NodeId("n9"),))]))
+    node.lose("n9")
+
+    assert node.asked_over("n9") == [("n3",), ("n1",)]
+
+
+def test_the_better_of_two_ways_that_answer_is_used():
+    node = Crossing()
+    node.lose("n9")
+    node.pong("n9", over="n3")
+    assert node.lone.node.snapshot(node.lone.now).members[-1].link == "via n3"
+
+    node.pong("n9", over="n1")
+    assert node.lone.node.snapshot(node.lone.now).members[-1].link == "via n1"
+
+
+def test_a_way_that_is_refused_is_left_for_another():
+    node = Crossing()
+    node.lose("n9")
+    node.pong("n9", over="n1")
+    node.receive("n1", no_route("n5", "n9", "n1", at="n1"))
+    node.pong("n9", over="n3")
+
+    assert node.lone.node.snapshot(node.lone.now).members[-1].link == "via n3"
+    assert node.lone.status("n9") == "active"
+
+
+def test_a_direct_connection_takes_the_place_of_a_way():
+    node = Crossing()
+    node.lose("n9")
+    node.pong("n9", over="n1")
+    node.lone.open("n9")
+
+    assert node.lone.node.snapshot(node.lone.now).members[-1].link == "direct"
+
+
+def test_a_member_without_a_link_is_named_in_the_record_once_an_interval():
+    node = Crossing()
+    node.lose("n9")
+    node.pong("n9", over="n1")
+    node.forget()
+    node.lone.pass_time(0.1)
+
+    (told,) = node.sent("n3", Records)
+    assert told.records[0].down == ("n9",)
+
+
+def test_a_ping_over_others_makes_us_look_at_our_own_link():
+    node = Crossing()
+    node.receive("n1", routed("n9", "n5", "n1", message=Ping(3, 0), incarnations=(1, 100)))
+
+    assert len(node.sent("n9", Ping)) == 1
+
+
+def test_with_rerouting_off_nobody_is_asked_and_nothing_passed_on():
+    node = Crossing(enable_rerouting=False)
+    node.receive("n1", routed("n1", "n9", "n5"))
+    assert node.sent("n1", NoRoute) == [no_route("n1", "n9", "n5", at="n5")]
+    assert node.sent("n9", Routed) == []
+
+    node.lose("n9")
+    node.refuse("n9")
+    assert node.asked_over("n9") == []
+    assert node.lone.status("n9") == "not_active"
+
+
+def test_a_hello_of_somebody_else_in_a_tunnel_is_refused():
+    node = Crossing()
+    node.lose("n1")
+    first = Segment(1, 0, 0, encode(hello_of("n2")))
+    node.receive("n9", routed("n1", "n5", "n9", message=first, incarnations=(1, 100)))
+
+    assert node.lone.count("tunnels_refused") == 1

@@ -49,7 +49,7 @@ def have_a_relay(
 
 @eventually("links-are-true")
 def links_are_true(view: View) -> Iterator[Finding]:
-    """Active members are shown with a direct link, or with a way whose links are all there.
+    """Active members are shown with a direct link, or with a way that is there.
 
     Links that were cut only lately are not looked at.
     """
@@ -70,6 +70,7 @@ def links_are_true(view: View) -> Iterator[Finding]:
                 for one, other in itertools.pairwise(way)
                 if any(disturbance.excuses(one, other, view.now, view.now) for disturbance in cut)
             ]
+            broken += [f"{one} does not run" for one in way if one not in view.snapshots]
             if broken or member.link == "none":
                 why = ", ".join(broken) or "it is active"
                 yield view.now, f"{observer} shows {member.link} to {member.node_id}; {why}"

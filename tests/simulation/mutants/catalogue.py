@@ -11,15 +11,21 @@ from clusternode.core.membership import keepalive as keepalive_module
 from clusternode.core.membership.exchange import Exchange
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.keepalive import Keepalive
+from clusternode.core.membership.links import Links
 from clusternode.core.membership.members import Members, Merged
 from clusternode.core.membership.membership import Membership
+from clusternode.core.membership.relaying import Relaying
+from clusternode.core.membership.rerouting import Rerouting
+from clusternode.core.membership.ways import Ways
 from clusternode.core.messaging.delivery import Deliveries
 from clusternode.core.messaging.messaging import Messaging
 from clusternode.core.messaging.requests import Requests
 from clusternode.core.messaging.sending import Sending
 from clusternode.core.messaging.streams import Receiving, Stream
 from clusternode.core.node import Node
-from clusternode.core.wire.messages import Resume
+from clusternode.core.tunnels import Tunnels
+from clusternode.core.wire.messages import Resume, Segment
+from clusternode.core.wire.tunnel import Tunnel
 
 Function = Callable[..., Any]
 
@@ -85,6 +91,9 @@ CONVERGED = "converged-digests"
 DEAD = "the-dead-are-removed"
 LEFT = "leavers-are-left"
 WAITS = "nobody-waits"
+LINKS = "links-are-true"
+DIRECT = "links-are-direct"
+NODE = "no-node-fails"
 
 BROKEN = ["resent-is-not-sent-twice", "load-over-broken-connections"]
 BURST = ["burst-without-silent-loss"]
@@ -378,3 +387,74 @@ def one_destination_is_skipped(right: Function) -> Function:
         return [*found[:-1], (found[-1][0], False)] if len(found) > 1 else found
 
     return destinations
+
+
+# Ways through others.
+
+
+AT_ONCE = ["a-kill-is-known-at-once"]
+AROUND = ["routes-around-a-broken-link", "back-to-the-direct-link", "the-relay-dies"]
+
+
+@mutant(Rerouting, "saves", AROUND, [FLAPPING])
+def nobody_is_asked_before_a_ping_fails(right: Function) -> Function:
+    """A ping that the direct connection does not answer counts at once."""
+    return lambda self, node_id, now, **named: False
+
+
+@mutant(Rerouting, "no_route_untrusted", AT_ONCE, [EVERYONE])
+def refusals_of_relays_are_ignored(right: Function) -> Function:
+    """Who says that it has no link is believed to have one, and other ways are not asked."""
+    return lambda self, link, no_route, now: None
+
+
+@mutant(Rerouting, "link_closed", ["the-relay-dies"], [LINKS])
+def a_way_outlives_its_first_link(right: Function) -> Function:
+    """A stale route is not dropped: what goes over a relay that is gone goes nowhere."""
+    return lambda self, link, now: None
+
+
+@mutant(Relaying, "_refuse", AT_ONCE, [EVERYONE])
+def relays_are_silent(right: Function) -> Function:
+    """A relay without a link drops what it cannot pass on and says nothing."""
+    return lambda self, link, origin, destination, relays: None
+
+
+@mutant(Tunnel, "receive_untrusted", AROUND, [TWICE, REACHED, FLAPPING, ORDER, NODE])
+def a_segment_is_taken_twice(right: Function) -> Function:
+    """A routed duplicate is not recognised: its bytes count as the next ones."""
+
+    def receive(self: Tunnel, segment: Segment) -> Any:
+        return right(self, attrs.evolve(segment, offset=self.received))
+
+    return receive
+
+
+@mutant(
+    Tunnel, "go_back", ["the-relay-dies", "back-to-the-direct-link"], [REACHED, ONE_RESULT, WAITS]
+)
+def what_a_relay_lost_stays_lost(right: Function) -> Function:
+    """Segments that were on a way when it broke are not sent again."""
+    return lambda self: None
+
+
+@mutant(Links, "stays", ["back-to-the-direct-link"], [DIRECT])
+def a_tunnel_is_as_good_as_a_link(right: Function) -> Function:
+    """The direct connection is closed for the tunnel that is there already."""
+
+    def stays(self: Links, link: Any, rival: Any) -> Any:
+        return link.is_routed if link.is_routed != rival.is_routed else right(self, link, rival)
+
+    return stays
+
+
+@mutant(Tunnels, "dial", AROUND, [REACHED, ONE_RESULT, WAITS])
+def ways_are_found_and_not_used(right: Function) -> Function:
+    """Pings go around a broken link, and messages do not."""
+    return lambda self, node_id, now: None
+
+
+@mutant(Ways, "candidates", ["two-relays"], [EVERYONE])
+def two_relays_are_one_too_many(right: Function) -> Function:
+    """An off-by-one hop limit: only ways over one relay are asked."""
+    return lambda self, *arguments: [way for way in right(self, *arguments) if len(way) == 1]

@@ -199,11 +199,8 @@ class Links:
         self._enter(now, link, State.RESTART_PINGING)
 
     def remove(self, node_id: int) -> None:
-        """Forget a link, as if it had gone down."""
-        link = self._links.pop(node_id, None)
-        if link is not None and link.is_up:
-            link.state = State.DOWN
-            self._changed(node_id, False)
+        """Forget a link; nobody is told, as nobody is to know the node any more."""
+        self._links.pop(node_id, None)
 
     def get(self, node_id: int) -> Link | None:
         return self._links.get(node_id)

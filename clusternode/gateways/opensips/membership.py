@@ -227,6 +227,7 @@ class Membership:
             return False
         self.links.remove(node_id)
         self.outbox.drop(node_id)
+        self.topology.set_own_link(node_id, is_up=False)
         self._tell_reachability()
         self.topology.remove(node_id)
         self._announced.forget(node_id)

@@ -35,6 +35,7 @@ from clusternode.core.types import ResultCode
 from clusternode.core.wire import messages
 from clusternode.core.wire.messages import CloseReason
 from clusternode.gateways import reference as gateways_reference
+from clusternode.gateways.opensips import links, operations
 from clusternode.kafka.settings import KEYS as KAFKA_KEYS
 from clusternode.kafka.settings import KafkaConnection
 
@@ -210,6 +211,20 @@ def counters_table() -> str:
     return "\n".join(lines)
 
 
+def opensips_operations() -> str:
+    """List what an operator may ask of a node of an OpenSIPS cluster."""
+    lines = ["| command | does |", "|---|---|"]
+    for each in operations.names():
+        usage = f"{each.name} {_cell(each.parameters)}".strip()
+        lines.append(f"| `{usage}` | {each.help} |")
+    return "\n".join(lines)
+
+
+def opensips_link_diagram() -> str:
+    """Draw the state machine of a link to an OpenSIPS node."""
+    return f"```mermaid\n{links.diagram()}\n```"
+
+
 def health_diagram() -> str:
     """Draw the state machine of member health."""
     return f"```mermaid\n{health.diagram()}\n```"
@@ -370,6 +385,9 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "events": events_table,
     "kafka-keys": kafka_keys,
     "health-diagram": health_diagram,
+    "opensips-link-diagram": opensips_link_diagram,
+    "opensips-link-table": links.table_markdown,
+    "opensips-operations": opensips_operations,
     "health-table": health.table_markdown,
     "result-codes": result_codes,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import attrs
 
 from clusternode.core.events import Event, PeerMisbehaved
@@ -12,6 +14,23 @@ from clusternode.gateways.opensips.settings import OpenSipsSettings
 
 COMPLAINT_PAUSE: Seconds = 1.0
 """Between two events about misbehaviour; all of it is counted."""
+
+COUNTERS: Final[tuple[str, ...]] = (
+    "bridged",
+    "channel_packets_refused",
+    "foreign",
+    "forwarded",
+    "late_replies",
+    "loops",
+    "malformed",
+    "nodes_refused",
+    "own_id",
+    "stale",
+    "strangers",
+    "too_large",
+    "unroutable",
+)
+"""What the node itself counts; its parts have their own."""
 
 
 @attrs.define(eq=False)

@@ -320,3 +320,28 @@ class Links:
             self._changed(link.node_id, False)
         if link.state is State.RESTART_PINGING:
             self._step(now, link, Signal.DUE)
+
+
+def diagram() -> str:
+    """Draw the table as a Mermaid state diagram, for docs/gateway-opensips.md."""
+    lines = ["stateDiagram-v2", f"    [*] --> {State.RESTART_PINGING.value}: heard of"]
+    for state, row in TRANSITIONS.items():
+        for signal, (action, after) in row.items():
+            if after is not state:
+                does = f" / {action.value}" if action.value else ""
+                lines.append(f"    {state.value} --> {after.value}: {signal.value}{does}")
+    return "\n".join(lines)
+
+
+def table_markdown() -> str:
+    """Write the table as Markdown, for docs/gateway-opensips.md; a dash changes nothing."""
+    lines = ["| signal | " + " | ".join(f"`{state.value}`" for state in State) + " |"]
+    lines.append("|---|" + "---|" * len(State))
+    for signal in Signal:
+        cells = []
+        for state in State:
+            step = TRANSITIONS[state].get(signal)
+            does = f"{step[0].value}, " if step is not None and step[0].value else ""
+            cells.append("–" if step is None else f"{does}`{step[1].value}`")
+        lines.append(f"| {signal.value} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

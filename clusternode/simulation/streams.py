@@ -27,6 +27,14 @@ READ_MAX: Final = 65_536
 DIAL_TIMEOUT: Seconds = 5.0
 """A host that does not answer."""
 EPHEMERAL_PORT_FIRST: Final = 32_768
+WAKE_UPS_MAX: Final = 1000
+"""Of one node at one instant: its deadline stays in the past."""
+WRITES_MAX: Final = 2_000_000
+"""Of a whole story, unless it says otherwise."""
+
+
+class Drowned(Exception):
+    """More was written in a world than its story allows: its nodes do not come to rest."""
 
 
 class StreamNode(Protocol):
@@ -94,6 +102,7 @@ class StreamWorld:
         self.nodes: dict[str, StreamNode] = {}
         self.writes: Counter[str] = Counter()
         """host → how often it wrote."""
+        self.writes_left = WRITES_MAX
         self.network = Network(Random(f"{seed}/network"), quality or LinkQuality())
         self._lives: Counter[str] = Counter()
         self._paused: dict[str, list[Callable[[], None]]] = {}  # host → what waits for it
@@ -101,6 +110,8 @@ class StreamWorld:
         self._armed: dict[str, Instant] = {}
         self._heap: list[tuple[Instant, int, Callable[[], None]]] = []
         self._order = itertools.count()
+        self._woken_at: Instant = 0.0
+        self._wake_ups = 0
 
     def machine(self, host: str) -> StreamMachine:
         return StreamMachine(self, host)
@@ -178,6 +189,9 @@ class StreamWorld:
 
     def write(self, host: str, number: int, data: bytes) -> None:
         self.writes[host] += 1
+        self.writes_left -= 1
+        if self.writes_left < 0:
+            raise Drowned(f"at {self.now:.3f} s; writes of each host: {dict(self.writes)}")
         half = self._halves.get((host, number))
         if half is not None:
             self._send(half, data)
@@ -252,6 +266,10 @@ class StreamWorld:
         if self._armed.get(host) != deadline or self._lives[host] != life:
             return
         del self._armed[host]
+        self._wake_ups = self._wake_ups + 1 if self._woken_at == self.now else 0
+        self._woken_at = self.now
+        if self._wake_ups > WAKE_UPS_MAX:
+            raise Drowned(f"at {self.now:.3f} s; {host} is woken again and again")
         if host in self.nodes and host not in self._paused:
             self.nodes[host].tick()
             self.rearm(host)

@@ -283,6 +283,17 @@ class Cluster:
                 odd = set(caches[first].items()) ^ set(caches[node_id].items())
                 yield f"{node_id} and {first} differ in {len(odd)} entries: {sorted(odd)[:4]}"
 
+    def not_synced(self) -> Iterator[str]:
+        """Yield the capabilities whose data are not complete, in the eyes of their own node."""
+        for node_id, node in self.theirs.items():
+            for name, own in node.capabilities.own.items():
+                if not own.is_synced:
+                    yield f"OpenSIPS {node_id}: {name} is not synced"
+        for node_id, ours in self.ours.items():
+            for name, is_synced in ours.gateway.node.capabilities.ours.capabilities:
+                if not is_synced:
+                    yield f"we, node {node_id}: {name} is not synced"
+
     def unanswered(self) -> Iterator[str]:
         """Let everybody ask everybody, and yield who got no answer from whom."""
         asked = {node_id: node.broadcast_request(b"Q:?") for node_id, node in self.theirs.items()}
@@ -299,5 +310,6 @@ class Cluster:
 
     def problems(self) -> list[str]:
         """Return everything that is wrong with a cluster at rest."""
-        checks = (self.harms, self.not_up, self.disagreements, self.unanswered, self.caches_differ)
+        at_rest = (self.not_up, self.disagreements, self.not_synced, self.caches_differ)
+        checks = (self.harms, *at_rest, self.unanswered)
         return [problem for check in checks for problem in check()]

@@ -23,6 +23,8 @@ class Tags:
     def __init__(
         self, send: Callable[[str, int], bool], changed: Callable[[str, bool, str], None]
     ) -> None:
+        self.said_by: dict[str, int] = {}
+        """Tag → the node that last announced it."""
         self._tags: dict[str, Tag] = {}
         self._send = send
         self._changed = changed
@@ -53,6 +55,7 @@ class Tags:
         """Take SHTAG_ACTIVE: go to backup and forget whom we wanted to tell."""
         tag = self._tags.setdefault(name, Tag())
         was_active = tag.is_active
+        self.said_by[name] = source
         self._tags[name] = Tag()
         if was_active:
             self._changed(name, False, f"cluster broadcast from {source}")

@@ -50,8 +50,8 @@ def test_everybody_is_up_agrees_and_answers(theirs, ours, quirks):
 
 
 @pytest.mark.slow
-def test_twelve_nodes_are_up_agree_and_answer():
-    assert formed(1, 8, 4, CALM).problems() == []
+def test_ten_nodes_are_up_agree_and_answer():
+    assert formed(1, 6, 4, CALM).problems() == []
 
 
 def test_all_who_start_at_once_find_each_other():
@@ -140,13 +140,13 @@ def test_a_slow_node_flaps_and_nobody_else_does():
     cluster = formed(6, 3, 2)
     before = cluster.writes()
     cluster.slow(3, TIMING.ping_timeout)
-    cluster.run(20.0)
+    cluster.run(8.0)
     flapping = cluster.writes() - before
 
     others = {1, 2, 4, 5}
     assert others - {4} <= set(cluster.ours[4].up())
     assert all(cluster.theirs[1].link_states()[other] == "Up" for other in others - {1})
-    assert flapping < 20.0 * ENDS_OF_FOUR_LINKS * MESSAGES_OF_A_FLAP * 5**2
+    assert flapping < 8.0 * ENDS_OF_FOUR_LINKS * MESSAGES_OF_A_FLAP * 5**2
     assert [*cluster.harms()] == []
 
     cluster.slow(3, 0.0001)
@@ -179,13 +179,16 @@ def test_caches_agree_when_a_node_of_ours_joins_under_live_writes():
         cluster.theirs[1].store(b"old %d" % number, b"v" * 50)
         if number % 100 == 0:
             cluster.run(0.05)
-    cluster.start_ours(4)
-    for number in range(100):
+    cluster.world.network.quality = LinkQuality(0.02, 0.02)  # a sync takes longer than a change
+    capabilities = cluster.start_ours(4).gateway.node.capabilities
+    for number in range(200):
         cluster.theirs[2 + number % 2].store(b"new %d" % number, b"w")
-        cluster.run(0.02)
+        if number == 150:
+            cluster.ours[4].gateway.act(lambda: capabilities.resync("cachedb-local-repl"))
+        cluster.run(0.01)
     cluster.run(JOIN_TIME)
 
-    assert len(cluster.ours[4].cache()) == 3100
+    assert len(cluster.ours[4].cache()) == 3200
     assert cluster.problems() == []
 
 
@@ -224,20 +227,41 @@ def test_another_donor_is_asked_when_one_is_silent():
     assert ours.cache() == {b"key": b"value"}
 
 
-@pytest.mark.parametrize("count", [3000])
-def test_our_bursts_do_not_cost_us_the_connection(count):
+def test_our_bursts_do_not_cost_us_the_connection():
     cluster = formed(10, 2, 1, V40)
-    for number in range(count):
+    for number in range(1500):
         cluster.ours[3].store(f"key {number}", b"value")
-    cluster.run(count / 1000 + 2)
+    cluster.run(4.0)
 
     assert cluster.problems() == []
-    assert len(cluster.theirs[1].cache.contents(COLLECTION)) == count
+    assert len(cluster.theirs[1].cache.contents(COLLECTION)) == 1500
+
+
+def test_a_burst_of_ours_delays_no_pong():
+    cluster = formed(22, 2, 1, V40)
+    for number in range(3000):
+        cluster.ours[3].store(f"key {number}", b"value")
+    events = len(cluster.theirs[1].events)
+    cluster.run(5.0)
+
+    assert [*cluster.not_up()] == []
+    assert len(cluster.theirs[1].events) == events
+
+
+@pytest.mark.parametrize("ours", [1, 3])
+def test_the_cluster_is_quiet_when_all_is_said(ours):
+    cluster = formed(23, 3, ours)
+    before = cluster.writes()
+    cluster.run(10.0)
+
+    count = 3 + ours
+    pings_and_pongs = 2 * count * (count - 1) * (10.0 / TIMING.ping_interval + 1)
+    assert cluster.writes() - before <= pings_and_pongs
 
 
 def test_we_survive_the_bursts_of_a_real_node():
     cluster = formed(11, 2, 1)
-    for number in range(5000):
+    for number in range(2000):
         cluster.theirs[1].store(b"key %d" % (number % 500), b"%d" % number)
     cluster.run(2.0)
 
@@ -264,19 +288,17 @@ def test_the_tag_goes_to_whoever_took_it_last():
     assert cluster.theirs[2].tags.active == [TAG]
 
 
-def test_the_tag_is_announced_again_to_a_node_that_returns_with_it():
+def test_the_tag_is_announced_again_to_a_node_that_returns():
     cluster = formed(13, 2, 1)
     tags = cluster.ours[3].gateway.node.tags
     cluster.ours[3].gateway.act(lambda: tags.activate(TAG, "test"))
     cluster.run(0.1)
-    cluster.split([2], [1, 3])
+    cluster.kill(2)
     cluster.run(DETECTED)
-    cluster.theirs[2].activate_tag("other")
-    cluster.theirs[2].tags.configure(TAG, is_active=False)
-    cluster.heal()
+    cluster.start_theirs(2)
     cluster.run(RECONNECTED + TIMING.node_timeout)
 
-    assert cluster.theirs[2].tags.active == ["other"]
+    assert cluster.theirs[2].tags.said_by == {TAG: 3}
     assert tags.is_active(TAG)
 
 
@@ -360,11 +382,20 @@ def test_a_death_costs_a_bounded_number_of_messages(theirs, ours):
 
 def test_a_join_of_ours_costs_a_bounded_number_of_messages():
     cluster = formed(20, 5, 0)
-    before = cluster.writes()
+    cluster.world.writes_left = 10 * 6**3
     cluster.start_ours(6)
     cluster.run(JOIN_TIME)
 
-    assert cluster.writes() - before < 10 * 6**3
+    assert [*cluster.not_up()] == []
+
+
+def test_an_opensips_that_joins_many_of_ours_starts_no_storm():
+    cluster = formed(24, 1, 5)
+    cluster.world.writes_left = 10 * 7**3
+    cluster.start_theirs(7)
+    cluster.run(JOIN_TIME)
+
+    assert [*cluster.not_up()] == []
 
 
 def test_the_same_seed_gives_the_same_story():

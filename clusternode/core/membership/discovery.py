@@ -196,7 +196,7 @@ class Discovery:
     def due(self, address: Address, now: Instant) -> None:
         """Dial an address whose time has come, as the rate allows."""
         target = self._targets.get(address)
-        if target is None or target.state is not TargetState.WAITING:
+        if target is None or target.state not in (TargetState.WAITING, TargetState.SELF):
             return
         if not target.names and now - target.heard_at >= self._settings.forget_after:
             self._drop(target)
@@ -287,6 +287,8 @@ class Discovery:
             target.state = TargetState.SELF
             target.error = ""
             self._stop_waiting(target)
+            if address != self._context.settings.address:  # a virtual address may move away
+                self._schedule(address, now + self._settings.refresh_interval)
             self._announce(target)
             self._try_next_candidates(target, now)
 
@@ -457,9 +459,7 @@ class Discovery:
             if not entry.candidates and not entry.is_resolving:
                 state = "unresolved"
             retry = self._context.timers.deadline_of(("refresh", name))
-            wait = None
-            if retry is not None and not entry.is_resolving:
-                wait = max(0.0, retry - now)
+            wait = None if retry is None or entry.is_resolving else max(0.0, retry - now)
             rows.append(AddressSnapshot(name, state, None, entry.error, entry.failures, wait))
         for target in self._targets.values():
             if target.names:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from clusternode.core.context import Context
+from clusternode.core.membership.identity import Identity
 from clusternode.core.membership.links import Link, Links
 from clusternode.core.membership.members import Members, Merged
 from clusternode.core.types import Instant, NodeId, Seconds
@@ -27,7 +28,8 @@ class Listener(Protocol):
 
     def learned(self, node_id: NodeId, now: Instant, *, is_new: bool) -> None: ...
     def left(self, node_id: NodeId, now: Instant) -> None: ...
-    def refute(self, incarnation: int, version: int, now: Instant) -> None: ...
+    @property
+    def identity(self) -> Identity: ...
 
 
 class Exchange:
@@ -107,7 +109,7 @@ class Exchange:
         if wanted:
             self._links.send(link, Want(wanted))
         if about_us and max(about_us) > own.key:
-            self._listener.refute(*max(about_us), now)
+            self._listener.identity.refute(*max(about_us), now)
 
     def want_untrusted(self, link: Link, want: Want, now: Instant) -> None:
         """Send the records that a peer asks for, as far as we have them."""
@@ -131,9 +133,11 @@ class Exchange:
             merged = self._members.merge_untrusted(record, link.node_id, now)
             if merged is Merged.REFUTED:
                 about_us.append(record.key)
+            elif merged is Merged.TWIN:
+                self._listener.identity.met_twin(record, link.node_id, now)
             elif merged is Merged.LEFT:
                 self._listener.left(record.node_id, now)
             elif merged is not Merged.IGNORED:
                 self._listener.learned(record.node_id, now, is_new=merged is Merged.NEW)
         if about_us:
-            self._listener.refute(*max(about_us), now)
+            self._listener.identity.refute(*max(about_us), now)

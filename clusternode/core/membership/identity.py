@@ -13,9 +13,9 @@ from clusternode.core.effects import Withdraw
 from clusternode.core.events import DuplicateId
 from clusternode.core.membership.links import Link
 from clusternode.core.membership.members import Members
-from clusternode.core.types import Incarnation, Instant
+from clusternode.core.types import Incarnation, Instant, NodeId
 from clusternode.core.wire.limits import COUNT_MAX
-from clusternode.core.wire.messages import CloseReason, Record
+from clusternode.core.wire.messages import CloseReason, Hello, Record
 
 INCARNATION_STEP = 1
 """A refuted or stale incarnation is exceeded by this much."""
@@ -23,7 +23,13 @@ HEADROOM = 2**20
 """What others say of us is exceeded up to so far below the largest number that the wire carries:
 so many restarts and changes of our record are still possible above it."""
 REFUTE_INTERVAL = 1.0
-"""Between two refutations in seconds: a digest exchange asks for the next one soon enough."""
+"""Between two refutations in seconds: a digest exchange asks for the next one soon enough. And
+between two reports of what peers say about other processes with our node id."""
+
+
+def twin_of(hello: Hello) -> Record:
+    """Return what tells a node of another process with its id: version 0, which no record has."""
+    return Record(hello.node_id, hello.incarnation, 0, hello.address)
 
 
 class Identity:
@@ -42,6 +48,7 @@ class Identity:
         self._reconnect = reconnect
         self._raised_at: Instant | None = None
         self._refuted_at: Instant | None = None
+        self._told_at: Instant | None = None
         self._is_withdrawn = False
 
     def met_other(self, link: Link) -> None:
@@ -52,6 +59,12 @@ class Identity:
         self.report(where)
         if (self._members.own.incarnation, settings.nonce) > (hello.incarnation, hello.nonce):
             self._withdraw(where)
+
+    def met_twin(self, twin: Record, source: NodeId, now: Instant) -> None:
+        """A peer has refused another process with our node id, and tells us; that one knows."""
+        if self._told_at is None or now - self._told_at >= REFUTE_INTERVAL:
+            self._told_at = now
+            self.report(f"{twin.address}, says {source}")
 
     def report(self, where: str) -> None:
         """Tell the observers that there is another process with our node id."""

@@ -75,6 +75,8 @@ class Merged(enum.Enum):
     LEFT = "left"
     REFUTED = "refuted"
     """It was about ourselves and newer than what we say: we must speak again."""
+    TWIN = "twin"
+    """It is of another process with our node id, which the sender has refused."""
 
 
 class Members:
@@ -138,6 +140,9 @@ class Members:
 
     def merge_untrusted(self, record: Record, source: NodeId, now: Instant) -> Merged:
         """Take a record that `source` sent. Only (incarnation, version) decides which is newer."""
+        if record.node_id == self.own.node_id and record.version == 0:
+            is_twin = record.incarnation != self.own.incarnation
+            return Merged.TWIN if is_twin else Merged.IGNORED
         if record.node_id == self.own.node_id:
             return Merged.REFUTED if record.key > self.own.key else Merged.IGNORED
         if record.silent_for >= self._forget_after or record.version == 0:

@@ -12,7 +12,7 @@ from clusternode.core.membership.discovery import Discovery, address_of_untruste
 from clusternode.core.membership.exchange import Exchange
 from clusternode.core.membership.forgetting import Forgetting
 from clusternode.core.membership.health import Health
-from clusternode.core.membership.identity import Identity
+from clusternode.core.membership.identity import Identity, twin_of
 from clusternode.core.membership.keepalive import Keepalive
 from clusternode.core.membership.links import (
     WAITING_LINKS_MAX,
@@ -31,6 +31,7 @@ from clusternode.core.wire.messages import (
     Ping,
     Pong,
     Record,
+    Records,
     Resume,
 )
 
@@ -302,9 +303,6 @@ class Membership:
         self._drop(link, CloseReason.DUPLICATE_ID, now, "this node id is in use", own)
         self.identity.met_other(link)
 
-    def refute(self, incarnation: int, version: int, now: Instant) -> None:
-        self.identity.refute(incarnation, version, now)
-
     def _reconnect(self, now: Instant) -> None:
         """Say a new HELLO to everyone; what we sent before is not sent again."""
         self.memory.persist(now)
@@ -327,9 +325,11 @@ class Membership:
             self.ping_unanswered(node_id, now, is_refused=True)
 
     def proved(self, node_id: NodeId, now: Instant) -> None:
-        """The open connection lives: newcomers with its node id are refused."""
+        """The open connection lives: newcomers with its node id are refused, and it is told."""
+        rival = self.links.open_to(node_id)
         for link in self.links.proving(node_id):
-            rival = self.links.open_to(node_id)
+            if rival is not None:
+                self.links.send(rival, Records([twin_of(link.hello)]))
             value = 0 if rival is None else rival.hello.incarnation
             self._context.emit(DuplicateId(self._context.settings.cluster, node_id, link.remote))
             self._context.count("duplicate_ids")

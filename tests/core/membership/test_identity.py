@@ -29,16 +29,31 @@ def refused(reason: CloseReason, value: int) -> DialFailed:
     return DialFailed(SEED, DialFailure.CLOSED, "refused", reason, value)
 
 
-def test_where_we_find_ourselves_we_dial_no_more():
+def test_where_we_find_ourselves_we_look_again_rarely_for_an_address_may_move():
     lone = Lone(discovery=DiscoverySettings(notification_addresses=(SEED,)))
     lone.pass_time(0.0)
     own = lone.connect("n5", 100, dialed=SEED, nonce=b"n5".ljust(16))
-    lone.pass_time(60.0)
+    lone.pass_time(59.0)
 
     assert lone.closed[own] is None
     assert lone.dials == [SEED]
     assert lone.node.snapshot(lone.now).addresses[0].state == "self"
     assert not lone.events_of(DuplicateId)
+
+    lone.pass_time(1.1)
+    assert lone.dials == [SEED, SEED]
+    lone.receive(lone.connect("n1", dialed=SEED), Resume(0, 1))
+    assert lone.is_open("n1")
+
+
+def test_our_own_address_is_not_dialled_again():
+    own_address = address_of("n5")
+    lone = Lone(discovery=DiscoverySettings(notification_addresses=(own_address,)))
+    lone.pass_time(0.0)
+    lone.connect("n5", 100, dialed=own_address, nonce=b"n5".ljust(16))
+    lone.pass_time(600.0)
+
+    assert lone.dials == [own_address]
 
 
 def test_the_accepting_end_of_a_connection_to_ourselves_just_closes():
@@ -216,3 +231,32 @@ def test_whatever_others_claim_leaves_room_for_our_own_changes_and_restarts():
 
     (said,) = lone.of_type(Records, connection)
     assert said.records[0].key == (100, COUNT_MAX - HEADROOM + 2)
+
+
+def test_who_has_an_id_in_use_is_told_and_so_is_the_one_that_uses_it():
+    lone = Lone()
+    old = lone.open("n9", 1)
+    newcomer = lone.connect("n9", 2, address="tcp://10.0.0.77:5062")
+    lone.sent[old] = [one for one in lone.sent[old] if not isinstance(one, Records)]
+    lone.answer_ping(old)
+
+    close = lone.closed[newcomer]
+    assert close is not None and close.reason == CloseReason.DUPLICATE_ID
+    (told,) = lone.of_type(Records, old)
+    (twin,) = told.records
+    assert (twin.node_id, twin.key, twin.address) == ("n9", (2, 0), "tcp://10.0.0.77:5062")
+
+
+def test_what_a_peer_says_of_a_process_with_our_id_is_told_once_a_second():
+    lone = Lone()
+    connection = lone.open("n9")
+    twin = record_of("n5", 99, 0, address="tcp://10.0.0.77:5062")
+    lone.receive(connection, Records([twin, twin]))
+    lone.receive(connection, Records([record_of("n5", 100, 0)]))  # that is ourselves
+    (event,) = lone.events_of(DuplicateId)
+    assert event.address == "tcp://10.0.0.77:5062, says n9"
+
+    lone.now += 1.0
+    lone.receive(connection, Records([twin]))
+    assert len(lone.events_of(DuplicateId)) == 2
+    assert not lone.effects_of(Withdraw)

@@ -49,7 +49,7 @@ from clusternode.core.settings import NodeSettings
 from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.timers import TimerKey
 from clusternode.core.tunnels import Tunnels
-from clusternode.core.types import Instant, NodeId
+from clusternode.core.types import ConnectionId, Instant, NodeId
 from clusternode.core.wire.messages import (
     POSITIONED_TYPE_MIN,
     Ack,
@@ -259,17 +259,24 @@ class Node:
                 self._links.announce(link)
 
     def _write_ready(self, ready: WriteReady, now: Instant) -> None:
-        link = self._links.get(ready.connection)
+        self._context.effects.append(self.output(ready.connection, ready.bytes_max, now))
+
+    def output(self, connection: ConnectionId, bytes_max: int, now: Instant) -> Write:
+        """Return what is to be written on a connection: all that `step` does for `WriteReady`.
+
+        For whoever has thousands of idle connections to serve; not while the node is leaving.
+        """
+        link = self._links.get(connection)
         if link is None:
-            self._context.effects.append(Write(ready.connection, [], more=False))
-            return
+            return Write(connection, [], more=False)
         outlet = link.outlet
-        outlet.pace(now, self.settings.health.ping_timeout * PATIENCE_SHARE)
-        frames, taken, has_more = self._take(link, min(ready.bytes_max, outlet.bytes_max))
+        if outlet.is_writing:
+            outlet.pace(now, self.settings.health.ping_timeout * PATIENCE_SHARE)
+        frames, taken, has_more = self._take(link, min(bytes_max, outlet.bytes_max))
         outlet.granted_at = now
         outlet.is_announced = False
         outlet.is_writing = bool(frames) and (has_more or taken >= STALLING_WRITE_BYTES)
-        self._context.effects.append(Write(ready.connection, frames, more=outlet.is_writing))
+        return Write(connection, frames, outlet.is_writing)
 
     def _take(self, link: Link, bytes_max: int) -> tuple[list[Frame], int, bool]:
         """Return the frames for one write, their size, and whether more wait."""
@@ -280,7 +287,7 @@ class Node:
             taken += size
             frames += relayed
         has_more = bool(outlet.control or outlet.relayed)
-        if link.phase is Phase.OPEN:
+        if link.phase is Phase.OPEN and not self._messaging.is_quiet(link.node_id):
             if taken < bytes_max:
                 data = self._messaging.take(link.node_id, bytes_max - taken)
                 taken += sum([frame.size_bytes for frame in data])
@@ -315,6 +322,12 @@ class Node:
         positioned: list[WireMessage] = []
         for message in received.messages:
             kind = type(message)
+            handle = when_open.get(kind)
+            if handle is not None and link.phase is Phase.OPEN:
+                handle(link, message, now)
+                if link.is_over:
+                    return
+                continue
             if kind in _POSITIONED or (
                 kind is Unknown and message.type >= POSITIONED_TYPE_MIN  # type: ignore[union-attr]
             ):
@@ -323,16 +336,13 @@ class Node:
             if kind is Close and positioned:
                 self._positioned(link, positioned, now)
                 positioned = []
-                if self._links.get(received.connection) is None:
+                if link.is_over:
                     return
-            handle = when_open.get(kind)
             if handle is None:
                 self._messages[kind](link, message, now)
-            elif link.phase is Phase.OPEN:
-                handle(link, message, now)
             else:
                 self._membership.misbehaved(link, f"{kind.__name__} before Resume", now)
-            if self._links.get(received.connection) is None:
+            if link.is_over:
                 return
         if positioned:
             self._positioned(link, positioned, now)
@@ -407,7 +417,7 @@ class Node:
             self._leaving.heard_by(link.node_id)
 
     def _pong(self, link: Link, pong: Pong, now: Instant) -> None:
-        if self._membership.pong_untrusted(link, pong, now):
+        if self._membership.pong_untrusted(link, pong, now) and self._leaving.is_under_way:
             self._leaving.heard_by(link.node_id)
 
     # --- time -----------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ class ByteWire:
         return messages
 
 
-WIRES = ("messages", "bytes")
+WIRES = ("bundles", "messages", "bytes")
 """What a scenario may say for `fidelity`."""
 
 

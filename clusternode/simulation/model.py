@@ -8,6 +8,7 @@ import attrs
 
 from clusternode.core.settings import NodeSettings
 from clusternode.core.types import Incarnation
+from clusternode.simulation.bundles import BundledConnections
 from clusternode.simulation.connections import Connections
 from clusternode.simulation.fidelity import wire_of
 from clusternode.simulation.history import LifeFact
@@ -23,7 +24,8 @@ class ModelWorld(World):
 
     def _new_connections(self) -> Connections:
         wire = wire_of(self.plan.fidelity, random.Random(f"{self.seed}/wire"))
-        return Connections(self, wire)
+        kind = BundledConnections if self.plan.fidelity == "bundles" else Connections
+        return kind(self, wire)
 
     def _new_process(self, host: Host, fact: LifeFact) -> LiveProcess:
         settings = self._settings(host)

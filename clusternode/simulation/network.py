@@ -73,6 +73,23 @@ class Network:
         self._special: dict[HostPair, LinkQuality] = {}
         self._blocked: dict[HostPair, None] = {}  # a dict for its order
         self._uplinks: dict[str, Uplink] = {}  # host → what all its connections share
+        self._is_good = not quality.loss and quality.bandwidth is None
+        self.is_plain = self._is_good
+        """Whether nothing is wrong with any link."""
+
+    def _look(self) -> None:
+        """Take note of whether anything is wrong with any link."""
+        self.is_plain = self._is_good and not (self._blocked or self._special or self._uplinks)
+
+    def is_plain_between(self, source: str, target: str) -> bool:
+        """Tell whether nothing is wrong with a link: it is not blocked, special or narrow."""
+        pair = (source, target)
+        return (
+            self._is_good
+            and pair not in self._blocked
+            and pair not in self._special
+            and source not in self._uplinks
+        )
 
     def quality_of(self, source: str, target: str) -> LinkQuality:
         return self._special.get((source, target), self.quality) if self._special else self.quality
@@ -80,6 +97,7 @@ class Network:
     def set_quality(self, pairs: Iterable[HostPair], quality: LinkQuality) -> None:
         for pair in pairs:
             self._special[pair] = quality
+        self._look()
 
     def delay(self, source: str, target: str) -> Seconds:
         """Draw how long one packet takes, resends included."""
@@ -103,6 +121,7 @@ class Network:
             self._uplinks.pop(host, None)
         else:
             self._uplinks[host] = Uplink(bandwidth)
+        self._look()
 
     def has_uplink(self, host: str) -> bool:
         return host in self._uplinks
@@ -124,6 +143,7 @@ class Network:
             for target in targets:
                 if source != target:
                     self._blocked[source, target] = None
+        self._look()
 
     def heal(self, pairs: Iterable[HostPair] | None = None) -> list[HostPair]:
         """Let everything through again, or only these pairs; return which were blocked."""
@@ -131,6 +151,7 @@ class Network:
         healed = [pair for pair in wanted if pair in self._blocked]
         for pair in healed:
             del self._blocked[pair]
+        self._look()
         return healed
 
 

@@ -8,15 +8,24 @@ from __future__ import annotations
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
 
 from clusternode.core import effects as effect_types
-from clusternode.core.effects import Effect
+from clusternode.core.effects import Effect, Write
 from clusternode.core.events import NodeStateChanged
-from clusternode.core.inputs import Input, Lagged, Persisted, PersistFailed, Start, TimePassed
+from clusternode.core.inputs import (
+    FramesReceived,
+    Input,
+    Lagged,
+    Persisted,
+    PersistFailed,
+    Start,
+    TimePassed,
+    WriteReady,
+)
 from clusternode.core.node import Node
 from clusternode.core.settings import NodeSettings
 from clusternode.core.snapshots import NodeSnapshot
@@ -26,7 +35,7 @@ from clusternode.core.types import (
     NodeId,
     Seconds,
 )
-from clusternode.core.wire.messages import Hello
+from clusternode.core.wire.messages import Frame, Hello
 from clusternode.simulation.connections import Connections, NodeEnd
 from clusternode.simulation.history import LifeFact, StatusFact
 from clusternode.simulation.hosts import Host, LiveProcess
@@ -71,7 +80,8 @@ class Process:
         self.clock = Clock(self, world.now, host.clock_rate)
         rng = random.Random(f"{world.seed}/{host.node_id}/{fact.life}")
         recorder = world.trace.recorder
-        if recorder is not None and recorder.node_id == host.node_id:
+        self.is_recorded = recorder is not None and recorder.node_id == host.node_id
+        if recorder is not None and self.is_recorded:
             recorder.begin(settings, world.now, rng)
         self.node = Node(settings, world.now, rng)
         self.connection_ids = itertools.count(1)
@@ -148,7 +158,7 @@ class Process:
         world.counts.inputs += 1
         world.counts.stepping = self.host.node_id
         recorder = world.trace.recorder
-        if recorder is not None and recorder.node_id == self.host.node_id:
+        if recorder is not None and self.is_recorded:
             effects = recorder.step(self.node, self.clock.now, input_)
         else:
             effects = self.node.step(self.clock.now, input_)
@@ -158,6 +168,34 @@ class Process:
             end = self.ends.get(self.looks.popleft())
             if end is not None:
                 self.world.connections.measure(end)
+        if self.is_running:
+            self.clock.arm()
+
+    def take(self, connection: ConnectionId, bytes_max: int) -> Write | None:
+        """Ask the node for what is to be written.
+
+        A node that is recorded, or about to end, takes the long way: None is returned.
+        """
+        if self.is_recorded or self.fact.leaving_since is not None:
+            self.feed(WriteReady(connection, bytes_max))
+            return None
+        self.world.counts.inputs += 1
+        return self.node.output(connection, bytes_max, self.clock.now)
+
+    def receive(self, connection: ConnectionId, frames: Sequence[Frame]) -> None:
+        """Step the node with what one read brought, and do what it asks for."""
+        messages = [frame.message for frame in frames]
+        received = FramesReceived(connection, messages)
+        if self.is_recorded:
+            self.feed(received)
+            return
+        world = self.world
+        world.trace.frames(world.now, self.host.node_id, connection, messages)
+        counts = world.counts
+        counts.inputs += 1
+        counts.stepping = self.host.node_id
+        for effect in self.node.step(self.clock.now, received):
+            _PERFORM[type(effect)](self, effect)
         if self.is_running:
             self.clock.arm()
 

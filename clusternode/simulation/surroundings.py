@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import attrs
 
+from clusternode.core.effects import Write
 from clusternode.core.inputs import Ask, Input, Leave, Publish, RemoveMember
 from clusternode.core.settings import NodeSettings
 from clusternode.core.types import Address, ChannelName, ConnectionId, Instant, NodeId, Seconds
-from clusternode.core.wire.messages import Hello
+from clusternode.core.wire.messages import Frame, Hello
 from clusternode.simulation.history import History, LifeFact
 from clusternode.simulation.network import Network
 from clusternode.simulation.trace import Trace
@@ -111,6 +112,14 @@ class NodeView(Sender, Protocol):
     @property
     def hello(self) -> Hello: ...
     def feed(self, input_: Input) -> None: ...
+    def take(self, connection: ConnectionId, bytes_max: int) -> Write | None:
+        """Ask for what is to be written; None where that is performed already."""
+        ...
+
+    def receive(self, connection: ConnectionId, frames: Sequence[Frame]) -> None:
+        """Take what one read brought, as it is."""
+        ...
+
     def later(self, delay: Seconds, act: Callable[..., None], *arguments: object) -> None: ...
 
 

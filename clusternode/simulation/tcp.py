@@ -12,7 +12,6 @@ Both worlds stand on it: `connections.py` puts the messages of nodes of the core
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar
 
@@ -88,8 +87,8 @@ class End:
         self.is_open = True
         self.is_established = False
         self.generation = 0  # what was sent in an older one is lost
-        self.stalled: deque[Item] = deque()
-        self.on_the_way: deque[Item] = deque()  # sent, and neither arrived nor stalled
+        self.stalled: list[Item] = []
+        self.on_the_way: list[Item] = []  # sent, and neither arrived nor stalled
         self.flow = Flow()
         self.busy_until: Instant = 0.0  # when the last byte written has left the host
         self.is_writing = False
@@ -259,7 +258,7 @@ class Tcp(Generic[E]):
         """Bring what `end` sent to the other end."""
         if generation != end.generation:
             return
-        end.on_the_way.popleft()
+        end.on_the_way.pop(0)
         if end.stalled or not self._can_pass(end):
             self._stall(end, item)
             return

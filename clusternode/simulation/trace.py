@@ -12,8 +12,8 @@ from typing import Any
 
 from clusternode.core import inputs
 from clusternode.core.inputs import Input
-from clusternode.core.types import Instant, NodeId
-from clusternode.core.wire.messages import WireMessage
+from clusternode.core.types import ConnectionId, Instant, NodeId
+from clusternode.core.wire.messages import Ping, Pong, WireMessage
 from clusternode.simulation.recording import Recorder
 
 LINES_BEFORE_HASHING = 4096  # one call of the hash for many lines is several times cheaper
@@ -29,6 +29,7 @@ class Trace:
         """Who writes down what one of the nodes is told, if anyone does."""
         self._keep = keep
         self._lines: list[str] = []
+        self._now: Instant | None = None  # what the last line of time says
         self._hash = hashlib.blake2b(digest_size=DIGEST_SIZE_BYTES)
 
     def input(self, now: Instant, node_id: NodeId, input_: Input) -> None:
@@ -37,6 +38,16 @@ class Trace:
         describe = _SALIENT.get(kind)
         salient = describe(input_) if describe is not None else ""
         self.note(f"{now!r} {node_id} {kind.__name__} {salient}")
+
+    def frames(
+        self, now: Instant, node_id: NodeId, connection: ConnectionId, messages: list[WireMessage]
+    ) -> None:
+        """Take frames that came without a fault: the time is noted once for all of an instant."""
+        if now != self._now:
+            self._now = now
+            self.note(repr(now))
+        what = _message(messages[0]) if len(messages) == 1 else ",".join(map(_message, messages))
+        self._lines.append(f"{node_id} {connection} {what}")
 
     def note(self, line: str) -> None:
         """Take anything else that two equal runs must share."""
@@ -58,8 +69,10 @@ class Trace:
 
 
 def _message(message: WireMessage) -> str:
-    number = getattr(message, "number", "")
-    return f"{message.TYPE}.{number}"
+    kind = type(message)
+    if kind is Ping or kind is Pong:
+        return f"{kind.TYPE}.{message.number}"  # type: ignore[union-attr]  # kind says so
+    return f"{kind.TYPE}."
 
 
 def _frames(input_: inputs.FramesReceived) -> str:

@@ -61,9 +61,7 @@ class Exchange:
         self._links.send_frame(link, self._introduction)
 
     def digest_untrusted(self, link: Link, digest: int, now: Instant) -> None:
-        """Compare digests; where they differ, begin an exchange, now or when its turn comes."""
-        if digest == self._members.digest:
-            return
+        """Take a digest that is not ours: begin an exchange, now or when its turn comes."""
         last = link.exchanged_at
         if last is not None and now - last < EXCHANGE_INTERVAL:
             return

@@ -40,6 +40,8 @@ class OpenPing:
     """What was given a position after this one proves, acknowledged, that we were heard."""
     is_repeated: bool = False
     """Whether it was asked again on a new connection, or for a newcomer; that is done once."""
+    has_timer: bool = False
+    """Whether its deadline was moved, and has a timer of its own."""
     is_extended: bool = False
     """Whether other traffic of the peer has moved the deadline; it may do so once."""
     is_asked: bool = False
@@ -296,8 +298,11 @@ class Keepalive:
         return health
 
     def _forget(self, node_id: NodeId) -> None:
-        if self._open.pop(node_id, None) is not None:
+        ping = self._open.pop(node_id, None)
+        if ping is not None and ping.has_timer:
             self._context.timers.cancel(("pong", node_id))
 
     def _wake_at(self, node_id: NodeId, at: Instant) -> None:
+        """Give the open ping of a member a timer of its own."""
+        self._open[node_id].has_timer = True
         self._context.timers.set(("pong", node_id), at)

@@ -93,6 +93,8 @@ class Link:
     """What the peer said in its Close."""
     exchanged_at: Instant | None = None
     """When the last digest exchange began."""
+    is_over: bool = False
+    """Whether the connection has ended, and was forgotten."""
     is_settled: bool = False
     """Whether the peer has our record for certain, so that digests can be compared."""
 
@@ -162,7 +164,7 @@ class Links:
     def proving(self, node_id: NodeId) -> list[Link]:
         """Return the connections of a node that wait until an older one has proved itself."""
         links = self._by_node.get(node_id)
-        if links is None or len(links) == 1:
+        if links is None or len(links) == 1:  # nearly always
             return []
         return [link for link in links.values() if link.phase is Phase.PROVING]
 
@@ -229,6 +231,7 @@ class Links:
     def lost(self, link: Link) -> None:
         """Forget a connection."""
         del self._by_connection[link.connection]
+        link.is_over = True
         links = self._by_node[link.node_id]
         del links[link.connection]
         if not links:

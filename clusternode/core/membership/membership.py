@@ -421,8 +421,9 @@ class Membership:
             self._removed(node_id, now)
 
     def ping_untrusted(self, link: Link, ping: Ping, now: Instant) -> None:
-        self.links.send(link, Pong(ping.number, self.members.digest))
-        if link.is_settled:
+        digest = self.members.digest
+        self.links.send(link, Pong(ping.number, digest))
+        if ping.digest != digest and link.is_settled:
             self.exchange.digest_untrusted(link, ping.digest, now)
 
     def pong_untrusted(self, link: Link, pong: Pong, now: Instant) -> bool:
@@ -431,7 +432,8 @@ class Membership:
         if is_answer:
             self.proved(link.node_id, now)
         link.is_settled = True
-        self.exchange.digest_untrusted(link, pong.digest, now)
+        if pong.digest != self.members.digest:
+            self.exchange.digest_untrusted(link, pong.digest, now)
         return is_answer
 
     # --- dials ----------------------------------------------------------------------------------

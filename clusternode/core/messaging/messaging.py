@@ -291,6 +291,14 @@ class Messaging:
             self._context.timers.cancel(("ack", node_id))
         return stream.take(bytes_max)
 
+    def is_quiet(self, node_id: NodeId) -> bool:
+        """Tell whether a writer would get nothing at all, not even an acknowledgement."""
+        stream = self.deliveries.streams.get(node_id)
+        if stream is None:
+            return True
+        sending = stream.sending
+        return not (sending.unsent or sending.resend or sending.results.runs or stream.is_ack_owed)
+
     def has_output(self, node_id: NodeId) -> bool:
         stream = self.deliveries.streams.get(node_id)
         return stream is not None and stream.has_output

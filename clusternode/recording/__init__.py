@@ -1,0 +1,1 @@
+"""What a node was told, written down so that it can be stepped again (docs/simulation.md)."""

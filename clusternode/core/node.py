@@ -50,6 +50,7 @@ from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.timers import TimerKey
 from clusternode.core.tunnels import Tunnels
 from clusternode.core.types import ConnectionId, Instant, NodeId
+from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import (
     POSITIONED_TYPE_MIN,
     Ack,
@@ -311,6 +312,22 @@ class Node:
     def frames(self, link: Link, messages: list[WireMessage], now: Instant) -> None:
         """Take what came through a tunnel."""
         self._frames_received(FramesReceived(link.connection, messages), now)
+
+    def echo(self, connection: ConnectionId, ping: Ping, now: Instant) -> Frame | None:
+        """Return the pong for a ping that came alone, without a turn of the writer.
+
+        All that `step` and `output` do for it where the connection is idle and the tables of both
+        sides agree; None, and nothing is done, where they do more.
+        """
+        link = self._links.get(connection)
+        if link is None or link.phase is not Phase.OPEN:
+            return None
+        outlet = link.outlet
+        digest = self._membership.members.digest
+        if outlet.is_announced or outlet.is_writing or ping.digest != digest:
+            return None
+        self._membership.keepalive.heard(link.node_id)
+        return frame_of(Pong(ping.number, digest))
 
     # --- frames ---------------------------------------------------------------------------------
 

@@ -1,15 +1,15 @@
 """Connections for large worlds: what is written at one instant over good links arrives together.
 
-Between two nodes with nothing wrong between them, a frame costs no event, no draw and no line of
-its own: one event carries all that was written at an instant, wherever it goes. As soon as
-anything is wrong with a link or an end it is simulated as everywhere else. Described in
-docs/simulation.md ("What is simulated, and what is not").
+Between two nodes with nothing wrong between them, a frame costs no event and no draw of its own:
+one event carries all that was written at an instant, wherever it goes, and the answer to a ping
+comes back with it. As soon as anything is wrong with a link or an end it is simulated as
+everywhere else. Described in docs/simulation.md ("What is simulated, and what is not").
 """
 
 from __future__ import annotations
 
 from clusternode.core.types import Instant
-from clusternode.core.wire.messages import Frame
+from clusternode.core.wire.messages import Frame, Ping, WireMessage
 from clusternode.simulation.connections import WRITE_SIZE_BYTES, Connections, NodeEnd
 from clusternode.simulation.fidelity import Wire
 from clusternode.simulation.surroundings import WorldView
@@ -89,6 +89,22 @@ class BundledConnections(Connections):
                 and (network.is_plain or self._is_plain(end))
             ):
                 end.on_the_way.pop(0)
-                process.receive(other.connection, item[1])
+                frames = item[1]
+                if len(frames) != 1 or not self._is_echoed(end, frames[0].message):
+                    process.receive(other.connection, frames)
             else:
                 self._arrive(end, item, generation)
+
+    @staticmethod
+    def _is_echoed(end: NodeEnd, message: WireMessage) -> bool:
+        """Bring the answer to a ping back with the event that brought the ping, if that is all."""
+        if type(message) is not Ping or not end.is_open:
+            return False
+        other, asker = end.other, end.process
+        if other.on_the_way or other.stalled or asker.is_paused or not asker.is_running:
+            return False
+        pong = other.process.echo(other.connection, message)
+        if pong is None:
+            return False
+        asker.receive(end.connection, [pong])
+        return True

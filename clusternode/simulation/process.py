@@ -35,7 +35,7 @@ from clusternode.core.types import (
     NodeId,
     Seconds,
 )
-from clusternode.core.wire.messages import Frame, Hello
+from clusternode.core.wire.messages import Frame, Hello, Ping
 from clusternode.simulation.connections import Connections, NodeEnd
 from clusternode.simulation.history import LifeFact, StatusFact
 from clusternode.simulation.hosts import Host, LiveProcess
@@ -181,6 +181,19 @@ class Process:
             return None
         self.world.counts.inputs += 1
         return self.node.output(connection, bytes_max, self.clock.now)
+
+    def echo(self, connection: ConnectionId, ping: Ping) -> Frame | None:
+        """Ask the node for the answer to a ping that came alone; None where it is no simple one."""
+        if self.is_recorded or self.fact.leaving_since is not None:
+            return None
+        world = self.world
+        pong = self.node.echo(connection, ping, self.clock.now)
+        if pong is not None:
+            counts = world.counts
+            counts.inputs += 2  # it comes, and its answer is written
+            counts.messages += 1
+            world.trace.frames(world.now, self.host.node_id, connection, [ping])
+        return pong
 
     def receive(self, connection: ConnectionId, frames: Sequence[Frame]) -> None:
         """Step the node with what one read brought, and do what it asks for."""

@@ -12,7 +12,7 @@ from clusternode.core.effects import Write
 from clusternode.core.inputs import Ask, Input, Leave, Publish, RemoveMember
 from clusternode.core.settings import NodeSettings
 from clusternode.core.types import Address, ChannelName, ConnectionId, Instant, NodeId, Seconds
-from clusternode.core.wire.messages import Frame, Hello
+from clusternode.core.wire.messages import Frame, Hello, Ping
 from clusternode.simulation.history import History, LifeFact
 from clusternode.simulation.network import Network
 from clusternode.simulation.trace import Trace
@@ -114,6 +114,10 @@ class NodeView(Sender, Protocol):
     def feed(self, input_: Input) -> None: ...
     def take(self, connection: ConnectionId, bytes_max: int) -> Write | None:
         """Ask for what is to be written; None where that is performed already."""
+        ...
+
+    def echo(self, connection: ConnectionId, ping: Ping) -> Frame | None:
+        """Ask for the answer to a ping that came alone; None where that is no simple one."""
         ...
 
     def receive(self, connection: ConnectionId, frames: Sequence[Frame]) -> None:

@@ -5,13 +5,14 @@ Specified in docs/protocol.md, section 8, and docs/scripting.md ("Results").
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from clusternode.core.context import Context
 from clusternode.core.effects import Settle
 from clusternode.core.events import LimitReached
 from clusternode.core.messaging.local import LocalLoop
-from clusternode.core.messaging.sending import Outgoing, Sending
+from clusternode.core.messaging.sending import NOTHING, Outgoing, Sending
 from clusternode.core.messaging.streams import Stream
 from clusternode.core.settings import ChannelSettings
 from clusternode.core.types import (
@@ -215,6 +216,8 @@ class Deliveries:
         if policy is OverflowPolicy.WAIT:
             waiting = sum(one.frame.size_bytes for one, _ in stream.waiting)
             if waiting + outgoing.frame.size_bytes <= self._settings.outbox_bytes:
+                if stream.waiting is NOTHING:
+                    stream.waiting = deque()
                 stream.waiting.append((outgoing, now + self._settings.wait_max))
                 self._context.timers.set(("wait", stream.node_id), stream.waiting[0][1])
                 return

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from clusternode.core.messaging.sending import Outgoing, Sending
+from clusternode.core.messaging.sending import NOTHING, Outgoing, Sending
 from clusternode.core.types import Incarnation, Instant, NodeId, RequestId, Seconds
 from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import Ack, Frame
@@ -53,7 +53,7 @@ class Stream:
     """The largest body that the peer takes."""
     sending: Sending
     receiving: Receiving = attrs.Factory(Receiving)
-    waiting: deque[tuple[Outgoing, Instant]] = attrs.Factory(deque)
+    waiting: deque[tuple[Outgoing, Instant]] = NOTHING
     """Messages of channels with the policy `wait`, and until when."""
     is_bound: bool = False
     """Whether our Resume has been sent on a connection that lives: positions are fixed by it."""

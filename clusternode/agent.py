@@ -46,6 +46,7 @@ from clusternode.runtime.handshake import FAREWELL_TIMEOUT
 from clusternode.runtime.jobs import Jobs
 from clusternode.runtime.keyring import Keyring, read_secrets
 from clusternode.runtime.machine import Machine, ThisMachine, begin_life, new_rng
+from clusternode.runtime.recorder import recording_of
 from clusternode.runtime.renewal import Renewal
 from clusternode.runtime.resolver import DnsResolver, Resolver
 from clusternode.runtime.state import Remembered, StateKeeper, StateStore
@@ -452,7 +453,8 @@ class Agent:
     ) -> _Cluster:
         remembered = await begin_life(self._machine, state, section.name)
         keeper = None if state is None else StateKeeper(state, section.name)
-        driver = Driver(self._node_settings(section, bound, remembered), new_rng(self._machine))
+        node = self._node_settings(section, bound, remembered)
+        driver = Driver(node, new_rng(self._machine), recording_of(self.settings, node))
         driver.on_withdraw = partial(self._withdraw, section.name)
         jobs = Jobs()
         keyring = Keyring(read_secrets(section))

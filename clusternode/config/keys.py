@@ -56,6 +56,8 @@ BODY_SIZE_MAX_LIMIT = 16 * 1024 * 1024
 """The protocol limit of docs/protocol.md, section 3."""
 PING_INTERVAL_MIN = 0.05
 CLUSTER_NAME_LENGTH_MAX = 64
+RECORD_SIZE_MIN = 1024 * 1024
+"""Less than that is mostly what a node remembers, again and again."""
 
 
 @attrs.frozen(kw_only=True)
@@ -134,6 +136,24 @@ CLUSTER_NAME = text_kind(
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
+RECORDING_KEYS = (
+    Key(
+        name="record_dir",
+        kind=PATH,
+        default_text="none: nothing is recorded",
+        help="Where everything that the node is told is written, for `clusternode replay`; "
+        "relative to this file.",
+        example='record_dir = "/var/lib/clusternode/recording"',
+    ),
+    Key(
+        name="record_size_max",
+        kind=integer(RECORD_SIZE_MIN, 2**40),
+        default=64 * 1024 * 1024,
+        help="How many bytes the recording of each cluster takes; the oldest goes first.",
+    ),
+)
+
+
 def _node_keys(*, port_zero: bool) -> tuple[Key, ...]:
     own = address_kind(srv=False, wildcard=False, port_zero=port_zero)
     bound = address_kind(srv=False, wildcard=True, port_zero=port_zero)
@@ -177,6 +197,7 @@ def _node_keys(*, port_zero: bool) -> tuple[Key, ...]:
             help="Where the members and the incarnation are kept; relative to this file.",
             example='state_dir = "/var/lib/clusternode"',
         ),
+        *RECORDING_KEYS,
         Key(
             name="control_socket",
             kind=SOCKET_PATH,

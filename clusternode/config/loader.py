@@ -52,6 +52,7 @@ SHOWN_LENGTH_MAX = 200
 OPTIONS: Mapping[str, str] = {
     "node.id": "--node-id",
     "node.control_socket": "--socket",
+    "node.record_dir": "--record",
     "cluster.name": "--cluster",
     "discovery.notification_addresses": "--notification-address",
     "routes.file": "--routes",
@@ -205,7 +206,8 @@ class _Reader:
             node_id=node_id,
             tls=tls,
             priority=cast("int", node["priority"]),
-            state_dir=self._beside_file(node["state_dir"]),
+            **{name: self._beside_file(node[name]) for name in ("state_dir", "record_dir")},
+            record_size_max=cast("int", node["record_size_max"]),
             control_socket=self._control_socket(node["control_socket"], environ, node_id),
             insecure=cast("bool", node["insecure"]),
             log_level=cast("str", self._values("log")["level"]),

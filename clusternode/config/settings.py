@@ -151,6 +151,10 @@ class AgentSettings:
     subscribe: tuple[SubscribeSection, ...] = ()
     tls: TlsSection | None = None
     """None: `tls://` addresses cannot be used."""
+    record_dir: Path | None = None
+    """None: nothing is recorded."""
+    record_size_max: int = 64 * 1024 * 1024
+    """Bytes of the recording of each cluster."""
     nameservers: tuple[str, ...] = ()
     """DNS servers as `ip:port`; empty: those of the system."""
     plugins: RawTable = attrs.field(factory=lambda: RawTable(()))

@@ -205,6 +205,8 @@ def settings_toml(settings: AgentSettings) -> str:
         "listen": first.listen,
         "priority": settings.priority,
         "state_dir": settings.state_dir,
+        "record_dir": settings.record_dir,
+        "record_size_max": settings.record_size_max,
         "control_socket": settings.control_socket,
         "insecure": settings.insecure,
     }

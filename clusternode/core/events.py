@@ -262,6 +262,16 @@ class StateNotWritten:
 
 
 @attrs.frozen
+class RecordingNotWritten:
+    """What `record_dir` asks for cannot be written: the recording has a hole."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_RECORDING_NOT_WRITTEN"
+    ALIAS: ClassVar[str] = "recording:not-written"
+    cluster_id: str
+    detail: str
+
+
+@attrs.frozen
 class FlatstoreRotated:
     """A back end `flatstore:` began a new file. Names and parameters are those of OpenSIPS."""
 
@@ -349,6 +359,7 @@ Event: TypeAlias = (
     | RouteFailed
     | RoutesReloaded
     | StateNotWritten
+    | RecordingNotWritten
     | FlatstoreRotated
     | SubscriberFailed
     | SubscriberRecovered
@@ -385,6 +396,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     RouteFailed,
     RoutesReloaded,
     StateNotWritten,
+    RecordingNotWritten,
     FlatstoreRotated,
     SubscriberFailed,
     SubscriberRecovered,

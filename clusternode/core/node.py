@@ -342,7 +342,7 @@ class Node:
             handle = when_open.get(kind)
             if handle is not None and link.phase is Phase.OPEN:
                 handle(link, message, now)
-                if link.is_over:
+                if link.outlet.is_over:
                     return
                 continue
             if kind in _POSITIONED or (
@@ -353,13 +353,13 @@ class Node:
             if kind is Close and positioned:
                 self._positioned(link, positioned, now)
                 positioned = []
-                if link.is_over:
+                if link.outlet.is_over:
                     return
             if handle is None:
                 self._messages[kind](link, message, now)
             else:
                 self._membership.misbehaved(link, f"{kind.__name__} before Resume", now)
-            if link.is_over:
+            if link.outlet.is_over:
                 return
         if positioned:
             self._positioned(link, positioned, now)

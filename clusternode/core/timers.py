@@ -84,6 +84,18 @@ class Timers:
                 due.append(key)
         return due
 
+    def deadlines(self) -> list[tuple[Instant, TimerKey]]:
+        """Return all that is set, in the order in which it was set."""
+        entries = sorted(self._entries.values(), key=lambda entry: entry[1])
+        return [(at, key) for at, _, key in entries]
+
+    def restore(self, deadlines: list[tuple[Instant, TimerKey]]) -> None:
+        """Forget everything, and set these in this order."""
+        self._entries.clear()
+        self._heap.clear()
+        for at, key in deadlines:
+            self.set(key, at)
+
     def _compact_if_stale(self) -> None:
         if len(self._heap) > 2 * len(self._entries) + STALE_ENTRIES_MIN:
             self._heap = list(self._entries.values())

@@ -38,6 +38,7 @@ from clusternode.core.types import Address, Instant, NodeId, Seconds
 from clusternode.errors import PeerUnreachable
 from clusternode.runtime.eventlog import EventLog
 from clusternode.runtime.jobs import Jobs
+from clusternode.runtime.recorder import RecordedNode, Recording
 from clusternode.runtime.resolver import Resolver
 from clusternode.runtime.state import StateKeeper
 
@@ -100,10 +101,20 @@ class Surroundings:
 class Driver:
     """Owns one node. `attach` and `start` come first; inputs fed before `start` wait for it."""
 
-    def __init__(self, settings: NodeSettings, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        settings: NodeSettings,
+        rng: random.Random | None = None,
+        recording: Recording | None = None,
+    ) -> None:
         rng = rng or random.Random(secrets.randbits(256))  # jitter must differ between the nodes
         self.settings = settings
-        self.node = Node(settings, trio.current_time(), rng)
+        now = trio.current_time()
+        self.node: Node | RecordedNode = (
+            Node(settings, now, rng)
+            if recording is None
+            else RecordedNode(settings, now, rng, recording)
+        )
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.left = trio.Event()
         """Set when the others know that we leave."""
@@ -120,6 +131,9 @@ class Driver:
 
     def attach(self, surroundings: Surroundings) -> None:
         self._around = surroundings
+        if isinstance(self.node, RecordedNode):
+            record = partial(self.node.recording.run, surroundings.observer.emit)
+            surroundings.jobs.start_soon(record)
 
     def count_forbidden(self, count: int) -> None:
         """Count messages and requests that were answered with 403."""

@@ -14,7 +14,7 @@ from clusternode.core import inputs
 from clusternode.core.inputs import Input
 from clusternode.core.types import ConnectionId, Instant, NodeId
 from clusternode.core.wire.messages import Ping, Pong, WireMessage
-from clusternode.simulation.recording import Recorder
+from clusternode.recording.trace import Recorder
 
 LINES_BEFORE_HASHING = 4096  # one call of the hash for many lines is several times cheaper
 DIGEST_SIZE_BYTES = 16  # enough to tell runs apart; short enough to print

@@ -21,11 +21,11 @@ from clusternode.core.settings import (
 from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.types import Address, Instant, NodeId, Seconds
 from clusternode.errors import ClusternodeError
+from clusternode.recording.trace import Recorder
 from clusternode.simulation.event_queue import EventQueue
 from clusternode.simulation.history import Disturbance, History, LifeFact, Limits, OutboxSample
 from clusternode.simulation.hosts import Host, LiveProcess
 from clusternode.simulation.network import LinkQuality, Network
-from clusternode.simulation.recording import Recorder
 from clusternode.simulation.resolver import ScriptedResolver
 from clusternode.simulation.surroundings import Behaviour, Counts
 from clusternode.simulation.tcp import Tcp

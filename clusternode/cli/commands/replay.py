@@ -16,7 +16,8 @@ from clusternode.cli.parsing import (
     add_command,
     add_json_option,
 )
-from clusternode.simulation.recording import Difference, RecordingError, replay
+from clusternode.recording.trace import Difference, replay
+from clusternode.recording.values import RecordingError
 
 
 def add_parser(parsers: Parsers) -> None:
@@ -25,17 +26,20 @@ def add_parser(parsers: Parsers) -> None:
         "replay",
         run=run,
         summary="step the recorded inputs of one node again",
-        text="A recording is made by `clusternode simulate FILE --trace FILE --node N`.\n"
+        text="A recording is made by `clusternode run --record DIR`, or by\n"
+        "`clusternode simulate FILE --trace FILE --node N`.\n"
         "Status 1: the node did something else than was recorded.",
-        examples="clusternode replay n3.trace",
+        examples="clusternode replay /var/lib/clusternode/recording\nclusternode replay n3.trace",
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="the recording")
+    parser.add_argument(
+        "path", metavar="PATH", type=Path, help="the recording, or a directory with some"
+    )
     add_json_option(parser, "print an object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     try:
-        found = replay(arguments.file)
+        found = replay(arguments.path)
     except RecordingError as error:
         complain(str(error))
         return USAGE
@@ -43,16 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"ok": difference is None} | attrs.asdict(found))
     else:
-        what = f"{found.lives} lives, {found.inputs} inputs, {found.effects} effects"
+        what = f"{found.segments} segments, {found.inputs} inputs, {found.effects} effects"
         verdict = "all as recorded" if difference is None else "not as recorded"
         print(f"{what}: {verdict}{' (the recording was cut)' if found.is_cut else ''}")
         if difference is not None:
-            _explain(arguments.file, difference)
+            _explain(difference)
     return OK if difference is None else CLUSTER_SAID_NO
 
 
-def _explain(file: Path, difference: Difference) -> None:
-    note(f"{file}, line {difference.line}: {difference.input} at {difference.now:.6f}")
+def _explain(difference: Difference) -> None:
+    note(f"{difference.file}, line {difference.line}: {difference.input} at {difference.now:.6f}")
     note(f"  recorded: {', '.join(difference.recorded) or 'nothing'}")
     note(f"  replayed: {', '.join(difference.replayed) or 'nothing'}")
     if difference.recorded == difference.replayed:

@@ -44,6 +44,9 @@ def add_parser(parsers: Parsers) -> None:
     )
     parser.add_argument("--routes", metavar="FILE", type=Path, help="Python file with event routes")
     parser.add_argument("--state-dir", metavar="DIR", type=Path, help="where members are kept")
+    parser.add_argument(
+        "--record", metavar="DIR", type=Path, help="write what the node is told, for `replay`"
+    )
     parser.add_argument("--socket", metavar="PATH", type=Path, help="control socket")
     parser.add_argument(
         "--insecure", action="store_true", default=None, help="allow to listen beyond loopback"
@@ -63,6 +66,7 @@ def overrides_of(arguments: argparse.Namespace) -> dict[str, object]:
         "discovery.notification_addresses": arguments.notification_address,
         "routes.file": arguments.routes,
         "node.state_dir": arguments.state_dir,
+        "node.record_dir": arguments.record,
         "node.control_socket": arguments.socket,
         "node.insecure": arguments.insecure,
         "log.level": arguments.log_level,

@@ -29,8 +29,8 @@ from clusternode.cli.parsing import (
 )
 from clusternode.core.types import NodeId
 from clusternode.errors import ScenarioError
+from clusternode.recording.trace import Recorder
 from clusternode.simulation import swarm
-from clusternode.simulation.recording import Recorder
 from clusternode.simulation.report import page
 from clusternode.simulation.runner import Progress, RunResult, run_in
 from clusternode.simulation.scenario import WORLDS, Scenario, from_mapping, load

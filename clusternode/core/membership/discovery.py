@@ -157,8 +157,7 @@ class Discovery:
         addresses = self._of_node.setdefault(node_id, {})
         addresses[target.address] = None
         if len(addresses) > ADDRESSES_OF_NODE_MAX:
-            oldest = [one for one in self._targets_of(node_id) if not one.names][:1]
-            for one in oldest:
+            for one in [one for one in self._targets_of(node_id) if not one.names][:1]:
                 self._drop(one)
 
     def _unbind(self, target: Target) -> None:
@@ -173,10 +172,9 @@ class Discovery:
         return [self._targets[address] for address in self._of_node.get(node_id, ())]
 
     def _target(self, address: Address, heard_at: Instant) -> Target:
-        target = self._targets.get(address)
-        if target is None:
-            target = self._targets[address] = Target(address, heard_at)
-        return target
+        if address not in self._targets:
+            self._targets[address] = Target(address, heard_at)
+        return self._targets[address]
 
     # --- dialling -------------------------------------------------------------------------------
 
@@ -204,10 +202,10 @@ class Discovery:
         is_favoured = target.is_proven or target.is_added or bool(target.names)
         if self._line.may_dial(now, is_favoured=is_favoured):
             self._dial(target, now)
-        else:
-            target.is_queued = True
-            self._line.join(address, is_favoured=is_favoured)
-            self._wait_for_turn()
+            return
+        target.is_queued = True
+        self._line.join(address, is_favoured=is_favoured)
+        self._wait_for_turn()
 
     def _dial(self, target: Target, now: Instant) -> None:
         target.is_queued = False

@@ -14,26 +14,12 @@ from clusternode.core.membership.forgetting import Forgetting
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.identity import Identity, twin_of
 from clusternode.core.membership.keepalive import Keepalive
-from clusternode.core.membership.links import (
-    WAITING_LINKS_MAX,
-    Link,
-    Links,
-    Phase,
-    StreamsOfLinks,
-)
+from clusternode.core.membership.links import WAITING_LINKS_MAX, Link, Links, Phase, StreamsOfLinks
 from clusternode.core.membership.members import Members, Row
 from clusternode.core.membership.memory import Memory
 from clusternode.core.membership.rerouting import Rerouting
 from clusternode.core.types import Address, Instant, NodeId, Seconds
-from clusternode.core.wire.messages import (
-    Close,
-    CloseReason,
-    Ping,
-    Pong,
-    Record,
-    Records,
-    Resume,
-)
+from clusternode.core.wire.messages import Close, CloseReason, Ping, Pong, Record, Records, Resume
 
 DEFERENCE: Seconds = 1.0
 """How long the larger of two node ids leaves it to the smaller one to dial."""

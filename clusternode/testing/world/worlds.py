@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from clusternode.errors import RouteError, ScenarioError
+from clusternode.recording.trace import Recorder
 from clusternode.routes.loader import load_table
 from clusternode.simulation.model import ModelWorld
-from clusternode.simulation.recording import Recorder
 from clusternode.simulation.scenario import Scenario
 from clusternode.simulation.world import World
 from clusternode.testing.world.world import AgentsWorld

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from clusternode.core.types import NodeId
+from clusternode.recording.trace import Recorder, replay
+from clusternode.recording.values import Decoder, Encoder, RecordingError
 from clusternode.simulation.model import ModelWorld
-from clusternode.simulation.recording import Recorder, RecordingError, decode, encode, replay
 from clusternode.simulation.runner import run_in
 from clusternode.simulation.scenario import load
 
@@ -30,7 +31,7 @@ def test_a_replay_gives_the_same_effects_in_every_life(recording):
     found = replay(recording)
 
     assert found.difference is None
-    assert found.lives == 2
+    assert found.segments == 2
     assert found.inputs > 100
     assert found.effects > 100
 
@@ -88,4 +89,26 @@ def test_a_missing_file_is_named(tmp_path):
 def test_values_keep_their_kinds():
     value = {"a": [1, 2.5, None, True], "b": (b"\x00\xff", "text", (1,))}
 
-    assert decode(json.loads(json.dumps(encode(value)))) == value
+    assert Decoder().decode(json.loads(json.dumps(Encoder().encode(value)))) == value
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "killed-and-restarted",
+        "load-over-broken-connections",
+        pytest.param("two-nodes-with-one-id", marks=pytest.mark.slow),
+        pytest.param("slow-handlers", marks=pytest.mark.slow),
+        pytest.param("rolling-restart", marks=pytest.mark.slow),
+    ],
+)
+def test_a_segment_is_replayed_from_all_that_the_node_remembers(name, tmp_path):
+    scenario, path = load(STORY.with_name(f"{name}.toml")), tmp_path / "n2.trace"
+    with path.open("w") as file:
+        recorder = Recorder(file, NodeId("n2"), inputs_max=1500, segment_inputs=37)
+        run_in(ModelWorld(scenario.plan, 1, recorder=recorder), scenario)
+
+    found = replay(path)
+
+    assert found.difference is None
+    assert found.segments > 25

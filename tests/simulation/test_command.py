@@ -171,7 +171,7 @@ def test_what_a_node_was_told_can_be_written_and_replayed(story, tmp_path, capsy
     assert "all as recorded" in capsys.readouterr().out
 
     assert replayed(trace, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["lives"] == 1
+    assert json.loads(capsys.readouterr().out)["segments"] == 1
 
 
 def test_a_replay_that_differs_is_status_1_and_names_the_step(story, tmp_path, capsys):

@@ -64,6 +64,8 @@ class Outlet:
     """When that Write was given."""
     bytes_max: int = WRITE_BYTES_FIRST
     """How much one write takes at most: a ping waits behind it."""
+    is_over: bool = False
+    """Whether the connection has ended, and was forgotten."""
 
     def pace(self, now: Instant, patience: Seconds) -> None:
         """Let writes be as long as the link takes `patience` for, given the end of the last."""
@@ -93,8 +95,6 @@ class Link:
     """What the peer said in its Close."""
     exchanged_at: Instant | None = None
     """When the last digest exchange began."""
-    is_over: bool = False
-    """Whether the connection has ended, and was forgotten."""
     is_settled: bool = False
     """Whether the peer has our record for certain, so that digests can be compared."""
 
@@ -231,7 +231,7 @@ class Links:
     def lost(self, link: Link) -> None:
         """Forget a connection."""
         del self._by_connection[link.connection]
-        link.is_over = True
+        link.outlet.is_over = True
         links = self._by_node[link.node_id]
         del links[link.connection]
         if not links:

@@ -269,8 +269,24 @@ class LinkEngine:
         if change is None:
             change = parse_untrusted(target.kind, arrival.parcel.body)
         if isinstance(change, ContactChange):
-            return attrs.evolve(change, domain=target.name)
+            return attrs.evolve(change, domain=target.name, aor=self._aor(change.aor))
         return self._cell(change)
+
+    def _aor(self, aor: str) -> str:
+        """Return an address of record as the target has it.
+
+        Raises:
+            Unreadable: It is of another domain than those that go this way.
+        """
+        domain = self.rule.bodies.aor_domain
+        if not domain:
+            return aor
+        ending = f"@{domain}"
+        if not self.link.is_back:
+            return aor + ending
+        if not aor.endswith(ending):
+            raise Unreadable("a user of another domain")
+        return aor.removesuffix(ending)
 
     def _cell(self, change: CellChange) -> CellChange:
         """Return a cell with its name at the target.

@@ -38,6 +38,12 @@ REPLY_MARGIN: Final[Seconds] = 0.2
 """So much before its asker gives up a relayed request ends, for its result to travel back."""
 
 
+FAILING: Final = "E_BRIDGE_FAILING"
+"""The far side of a link has not taken something that it was given."""
+RECOVERED: Final = "E_BRIDGE_RECOVERED"
+"""It takes again what it is given."""
+
+
 class Host(Protocol):
     """What a relay needs of the agent."""
 
@@ -83,6 +89,7 @@ class Relay:
         self._host = host
         self._owner = owner
         self._cells = KnownCells()
+        self._is_failing = False
 
     @property
     def rule(self) -> Rule:
@@ -184,8 +191,7 @@ class Relay:
             self._failed(error)
             code = ResultCode.UNAVAILABLE
         finally:
-            is_taken = code in TAKEN or code is ResultCode.NOT_FOUND
-            self.engine.ended(trio.current_time(), decided, is_taken=is_taken)
+            self._ended(decided, is_taken=code in TAKEN or code is ResultCode.NOT_FOUND)
         if code not in TAKEN:
             raise Refuse(code, f"bridge {self.rule.name}: {int(code)} from the far side")
 
@@ -255,7 +261,7 @@ class Relay:
         def report(report: Report) -> None:
             if report.error is not None:
                 self._failed(report.error)
-            self.engine.ended(trio.current_time(), decided, is_taken=report.error is None)
+            self._ended(decided, is_taken=report.error is None)
 
         try:
             self._host.connection(self.target.where).send(
@@ -267,7 +273,7 @@ class Relay:
             )
         except ClusternodeError as error:
             self._failed(error)
-            self.engine.ended(trio.current_time(), decided, is_taken=False)
+            self._ended(decided, is_taken=False)
             raise
 
     # --- what comes from a topic ----------------------------------------------------------------
@@ -318,7 +324,7 @@ class Relay:
             self._failed(error)
             code = ResultCode.UNAVAILABLE if getattr(error, "definite", True) else code
         finally:
-            self.engine.ended(trio.current_time(), decided, is_taken=code in TAKEN)
+            self._ended(decided, is_taken=code in TAKEN)
         return code
 
     async def _put(self, outgoing: Outgoing, arrival: Arrival) -> ResultCode:
@@ -373,6 +379,18 @@ class Relay:
         if bus is None:
             raise RemoteProtocolError(f"this agent is in no cluster {self.target.where!r}")
         return bus, world_of(bus.name)
+
+    def _ended(self, outgoing: Outgoing, *, is_taken: bool) -> None:
+        """Take note of an end; tell when the far side stops taking, and when it does again."""
+        self.engine.ended(trio.current_time(), outgoing, is_taken=is_taken)
+        if self._is_failing is not is_taken:
+            return
+        self._is_failing = not is_taken
+        parameters = {"bridge": self.rule.name, "link": str(self.engine.link)}
+        if is_taken:
+            self._host.events.raise_event(RECOVERED, parameters)
+        else:
+            self._host.events.raise_event(FAILING, {**parameters, "reason": self.last_error})
 
     def _failed(self, error: object) -> None:
         self.last_error = str(error)

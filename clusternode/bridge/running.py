@@ -100,6 +100,11 @@ class RunningRule:
             )
             yield Wanted(connection, settings, relay.take_records)
 
+    def succeed(self, before: RunningRule) -> None:
+        """Take over what a rule of the same name held before its settings changed."""
+        self.held, self.agents = before.held, before.agents
+        self.is_chosen, self.shares = before.is_chosen, before.shares
+
     # --- which agent ----------------------------------------------------------------------------
 
     def rank(self, mesh: Bus) -> bool:

@@ -136,8 +136,16 @@ class BridgeService:
             running.add_to(table, mesh)
 
     def reload(self) -> None:
-        """Take what was prepared and checked."""
+        """Take what was prepared and checked; what is under way ends as it began."""
+        before = {each.rule.name: each for each in self._running}
         self._running = self._next
+        for running in self._running:
+            old = before.pop(running.rule.name, running)
+            if old is not running and running.rule.is_ranked and old.rule.is_ranked:
+                running.succeed(old)
+        for gone in before.values():
+            if len(gone.held):
+                logger.warning("bridge %s is gone with %d held", gone.rule.name, len(gone.held))
         self._look()
         self._wake.set()
 

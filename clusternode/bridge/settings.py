@@ -74,6 +74,8 @@ class BodySettings:
     """How many seconds a cell lives that comes without a lifetime; 0: for ever."""
     prefix: str = ""
     """Put before the keys of cells at the end `to`, and taken off on the way back."""
+    aor_domain: str = ""
+    """What addresses of record have behind an @ at the end `to` and not at the end `from`: put there, and taken off on the way back."""  # noqa: E501
 
 
 @attrs.frozen(kw_only=True)
@@ -142,6 +144,7 @@ KINDS: Final[Mapping[type[attrs.AttrsInstance], Mapping[str, Kind]]] = {
         "value": TEMPLATE,
         "expires": integer(0, 2**31 - 1),
         "prefix": ANY_TEXT,
+        "aor_domain": NAME,
     },
     TopicSettings: {
         "group": NAME,
@@ -363,3 +366,5 @@ def _check(table: RawTable, rule: Rule) -> None:
             raise table.fail("key", None, "the key of the cell, such as {param.key}")
     if bodies.prefix and not any(link.target.kind == "table" for link in rule.links):
         raise table.fail("prefix", bodies.prefix, "only for a rule to a table")
+    if bodies.aor_domain and not any(link.target.kind == "contacts" for link in rule.links):
+        raise table.fail("aor_domain", bodies.aor_domain, "only for a rule to contacts")

@@ -91,3 +91,60 @@ async def test_the_sender_is_told_when_nobody_is_on_the_far_side(world, autojump
     results = await world.agents["n3"].bus.broadcast("fraud", "x")
 
     assert {node: int(code) for node, code in results.items()} == {"n1": 404, "n2": 202}
+
+
+async def test_a_partition_may_repeat_a_message_and_heals(world, autojump_clock):
+    others = ("10.0.0.2", "10.0.0.3", "10.0.0.4")
+    for other in others:
+        world.network.cut("10.0.0.1", other)
+    await eventually(lambda: world.states("fraud") == {"n1": "chosen", "n2": "chosen"})
+
+    results = await world.agents["n3"].bus.broadcast("fraud", "parted")
+    for other in others:
+        world.network.heal("10.0.0.1", other)
+    await eventually(lambda: world.states("fraud") == {"n1": "chosen", "n2": "standby"})
+    await eventually(lambda: "parted" in world.texts("n4"))
+    await world.settled()
+    await world.agents["n3"].bus.broadcast("fraud", "healed")
+
+    assert int(results["n2"]) == 200
+    assert world.texts("n4").count("healed") == 1
+
+
+async def test_a_bridge_says_when_the_far_side_stops_taking_and_takes_again(world, autojump_clock):
+    told = []
+    events = world.agents["n1"].agent.events
+    events.declare(["E_BRIDGE_FAILING", "E_BRIDGE_RECOVERED"])
+    for name in ("E_BRIDGE_FAILING", "E_BRIDGE_RECOVERED"):
+        events.on_event(name, lambda _, view: told.append((view.name, view.parameters["bridge"])))
+    await world.agents.pop("n4").kill()
+    await world.agents["n3"].bus.broadcast("fraud", "1")
+    await world.agents["n3"].bus.broadcast("fraud", "2")
+    await world.add("n4", ["b"], routes=LISTENER)
+    await eventually(lambda: world.agents["n4"].statuses().get("n1") == "active")
+
+    await world.agents["n3"].bus.broadcast("fraud", "3")
+
+    assert told == [("E_BRIDGE_FAILING", "fraud"), ("E_BRIDGE_RECOVERED", "fraud")]
+
+
+async def test_a_reload_swaps_the_rules_and_keeps_what_is_held(tmp_path, autojump_clock):
+    async with world_of(tmp_path) as world:
+        one = await world.add("n1", ["a", "b"], bridges=[BOTH])
+        await world.add("n2", ["a"])
+        await world.add("n3", ["b"], routes=LISTENER)
+        await world.settled()
+        bus = world.agents["n2"].bus
+        await bus.broadcast("fraud", "before")
+
+        changed = {**BOTH, "body": "text", "template": "{origin} says {body}"}
+        world.settings["n1"] = world.with_bridges("n1", [changed])
+        await one.agent.reload()
+        await bus.broadcast("fraud", "after")
+        world.settings["n1"] = world.with_bridges("n1", [])
+        await one.agent.reload()
+        results = await bus.broadcast("fraud", "nobody")
+
+        assert world.texts("n3") == ["before", "n2 says after"]
+        assert int(results["n1"]) == 404
+        assert one.agent.bridge_status() == []

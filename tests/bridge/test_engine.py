@@ -144,6 +144,23 @@ def test_changes_travel_as_json_where_nobody_has_tables():
     assert nonsense is Refusal.UNREADABLE
 
 
+def test_a_domain_is_put_behind_users_and_taken_off_on_the_way_back():
+    rule = {
+        "from": "contacts:location@kamailio",
+        "to": "contacts:location@opensips",
+        "direction": "both",
+        "aor_domain": "example.org",
+    }
+    there, back = engine_of(rule), engine_of(rule, 1)
+    alice = ContactChange(action="update", aor="alice", contact="sip:alice@192.0.2.1")
+
+    out = relayed(there, arrival(change=alice))
+    assert isinstance(out.change, ContactChange)
+    assert out.change.aor == "alice@example.org"
+    assert relayed(back, arrival(change=out.change)).change == alice
+    assert back.take(0.0, arrival("", "2", change=alice)) is Refusal.UNREADABLE
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 

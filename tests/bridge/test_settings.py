@@ -60,6 +60,7 @@ def test_a_wrong_kafka_bridge_is_refused(bridge, expected):
         ({"filters": {"origin": 1}}, "a list of them"),
         ({"template": "{body}"}, 'body = "text"'),
         ({"prefix": "x"}, "only for a rule to a table"),
+        ({"aor_domain": "x"}, "only for a rule to contacts"),
         ({"rate": -1}, "messages a second"),
         ({"direction": "back"}, "forward, both"),
     ],

@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from clusternode.agent import Agent
+from clusternode.config import AgentSettings
 from clusternode.config.raw import RawTable
 from clusternode.testing.fakes import FakeResolver
 from clusternode.testing.memory_transport import MemoryNetwork
@@ -42,6 +43,8 @@ class World:
     directory: Path
     agents: dict[str, Running] = attrs.Factory(dict)
     heard: dict[str, list[Mapping[str, Any]]] = attrs.Factory(dict)
+    settings: dict[str, AgentSettings] = attrs.Factory(dict)
+    """What each agent reads when it reloads."""
 
     async def add(
         self,
@@ -59,8 +62,10 @@ class World:
             node_id, f"tcp://{host}:5062", [SEED], clusters=clusters, routes=file
         )
         plugins = RawTable((), {**({"bridge": list(bridges)} if bridges else {}), **sections})
+        self.settings[node_id] = attrs.evolve(settings, plugins=plugins)
         agent = Agent(
-            attrs.evolve(settings, plugins=plugins),
+            self.settings[node_id],
+            reload_settings=lambda: self.settings[node_id],
             transport=self.network.transport(host),
             resolver=FakeResolver(),
             has_control=False,
@@ -70,6 +75,9 @@ class World:
         agent.events.declare(["E_HEARD"])
         agent.events.on_event("E_HEARD", lambda _, view: taken.append(view.parameters))
         return running
+
+    def with_bridges(self, node_id: str, bridges: Sequence[Mapping[str, Any]]) -> AgentSettings:
+        return attrs.evolve(self.settings[node_id], plugins=RawTable((), {"bridge": list(bridges)}))
 
     async def settled(self) -> None:
         """Wait until everyone sees everyone as active in each cluster that both are in."""

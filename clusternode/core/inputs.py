@@ -111,6 +111,9 @@ class Measured:
     """What came in since the connection began, whole frames or not."""
     scattered_bytes: int = 0
     """What the other host has confirmed beyond a gap, which a lost packet has left."""
+    round_trip: Seconds = 0.0
+    retransmission_timeout: Seconds = 0.0
+    """How long the transport waits before it sends a lost packet again, for the first time."""
 
     @property
     def moved_bytes(self) -> int:

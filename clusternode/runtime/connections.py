@@ -174,6 +174,8 @@ class Connections:
                 seen.waiting_bytes + connection.writing_bytes,
                 connection.read_bytes + seen.unordered_bytes,
                 seen.scattered_bytes,
+                seen.round_trip,
+                seen.retransmission_timeout,
             )
         )
 

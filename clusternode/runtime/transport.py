@@ -43,9 +43,11 @@ link run dry while the event loop is busy for a few milliseconds."""
 BUSY_PAUSE: Final[Seconds] = 0.1
 """How long not to accept when the process or host has run out of something; trio waits as long."""
 
-TCP_INFO: Final = struct.Struct("=16xI8xI88xQ96xI")
-"""Of `struct tcp_info` (linux/tcp.h, Linux 5.4), which has only ever grown: tcpi_snd_mss,
-tcpi_sacked (packets), tcpi_bytes_acked, tcpi_rcv_ooopack (packets)."""
+TCP_INFO: Final = struct.Struct("=4xB3xI4xI8xI36xI48xQ96xI")
+"""Of `struct tcp_info` (linux/tcp.h, Linux 5.4), which has only ever grown: tcpi_backoff, tcpi_rto
+(microseconds), tcpi_snd_mss, tcpi_sacked (packets), tcpi_rtt (microseconds), tcpi_bytes_acked,
+tcpi_rcv_ooopack (packets)."""
+MICROSECOND: Final = 1e-6
 UNORDERED_PACKET_BYTES: Final = 1024
 """What a packet that came before its turn counts for: most are a little larger."""
 OUTPUT_QUEUE: Final = struct.Struct("=i")
@@ -90,6 +92,9 @@ class Progress:
     """The part of those that it has confirmed beyond a gap (RFC 2018)."""
     unordered_bytes: int = 0
     """What came in beyond a gap, about, since the connection began."""
+    round_trip: Seconds = 0.0
+    retransmission_timeout: Seconds = 0.0
+    """Before it is doubled (RFC 6298 section 5.5)."""
 
 
 @attrs.frozen
@@ -297,12 +302,14 @@ def _progress(sock: trio.socket.SocketType) -> Progress | None:
         return None
     if len(info) < TCP_INFO.size:  # an older Linux
         return None
-    segment_size, scattered, arrived, unordered = TCP_INFO.unpack(info)
+    backoff, timeout, segment_size, scattered, rtt, arrived, unordered = TCP_INFO.unpack(info)
     return Progress(
         arrived,
         OUTPUT_QUEUE.unpack(held)[0],
         scattered * segment_size,
         unordered * UNORDERED_PACKET_BYTES,
+        rtt * MICROSECOND,
+        (timeout >> backoff) * MICROSECOND,
     )
 
 

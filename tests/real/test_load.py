@@ -61,8 +61,6 @@ def add_agents(
     fleet: Fleet,
     hosts: Hosts,
     address: Callable[[int], str],
-    *,
-    count: int = 3,
     **sections: Mapping[str, object],
 ) -> list[LocalAgent]:
     """Agents under load, each dialled at `address` of its number."""
@@ -87,7 +85,7 @@ def add_agents(
             port=PORT,
             launcher=hosts.launcher(number),
         )
-        for number in range(1, count + 1)
+        for number in (1, 2, 3)
     ]
 
 
@@ -162,37 +160,34 @@ async def test_100_000_messages_through_loss_cuts_stalls_stops_and_kills(
     assert set(between_those_that_lived) <= {200, 480}, between_those_that_lived
 
 
-async def test_a_narrow_link_with_a_full_queue_both_ways_is_not_death(
-    fleet, hosts, require_program
-):
+async def test_narrow_links_with_full_queues_all_ways_are_no_death(fleet, hosts, require_program):
     tc = require_program("tc")
-    both = n1, n2 = add_agents(
+    agents = add_agents(
         fleet,
         hosts,
         lambda number: f"tcp://{hosts.address(number)}:{PORT}",
-        count=2,
         health={"ping_interval": 2.0, "ping_timeout": 2.0},
         messaging={"outbox_bytes": 2_000_000},
     )
     await fleet.start()
-    for number in (1, 2):
+    for number in (1, 2, 3):
         hosts.narrow(number, NARROW, tc)
 
-    for agent in both:
+    for agent in agents:
         await go(agent, messages=100_000, window=2000)
-    for _ in range(3):
-        before = {agent.node_id: counter(agent, "pings_extended") for agent in both}
+    for _ in range(4):
+        before = {agent.node_id: counter(agent, "pings_extended") for agent in agents}
         await fleet.wait(
             lambda before=before: all(
-                counter(agent, "pings_extended") > before[agent.node_id] for agent in both
+                counter(agent, "pings_extended") > before[agent.node_id] for agent in agents
             ),
             "a ping of each has waited behind a queue",
             PATIENCE,
         )
 
-    assert n1.statuses() == {"n2": "active"}
-    assert n2.statuses() == {"n1": "active"}
-    assert [counter(agent, "pings_failed") for agent in both] == [0, 0]
+    for agent in agents:
+        assert set(agent.statuses().values()) == {"active"}
+        assert counter(agent, "pings_failed") == 0
 
 
 async def test_a_broken_link_is_gone_around_and_nobody_is_down(fleet, hosts, require_program):

@@ -275,6 +275,7 @@ class Keepalive:
             now,
             is_written=not link.outlet.control,
             frame_bytes_max=settings.messaging.body_size_max + MESSAGE_OVERHEAD_MAX,
+            ping_timeout=settings.health.ping_timeout,
         )
         if now >= ping.deadline and not is_moving:
             return True

@@ -7,6 +7,7 @@ from clusternode.core.membership.passage import BEFORE_PONG_BYTES, RATE_MIN, Pas
 from clusternode.core.types import ConnectionId
 
 FRAME_MAX = 1_000_000
+PING_TIMEOUT = 2.0
 
 
 class Watch:
@@ -17,11 +18,26 @@ class Watch:
         self.now = 100.0
         self.arrived = self.waiting = self.received = 0
         self.connection = ConnectionId(1)
+        self.round_trip = self.retransmission_timeout = 0.0
 
     def look(self, *, is_written: bool = True) -> bool:
         self.now += 1.0
-        seen = Measured(self.connection, self.arrived, self.waiting, self.received)
-        return self.passage.look(seen, self.now, is_written=is_written, frame_bytes_max=FRAME_MAX)
+        seen = Measured(
+            self.connection,
+            self.arrived,
+            self.waiting,
+            self.received,
+            0,
+            self.round_trip,
+            self.retransmission_timeout,
+        )
+        return self.passage.look(
+            seen,
+            self.now,
+            is_written=is_written,
+            frame_bytes_max=FRAME_MAX,
+            ping_timeout=PING_TIMEOUT,
+        )
 
 
 def test_where_nothing_moves_nothing_is_excused():
@@ -112,3 +128,22 @@ def test_another_ping_on_the_same_connection_has_its_own_bytes_before_it():
     watch.arrived, watch.waiting = 1000, 1000
 
     assert watch.look()
+
+
+def test_on_a_slow_connection_a_lost_packet_is_waited_for():
+    watch = Watch()
+    watch.waiting = 50_000
+    watch.round_trip, watch.retransmission_timeout = 1.0, 3.0
+    looks = [watch.look() for _ in range(8)]
+
+    assert looks == [True] * 6 + [False] * 2
+    watch.arrived += 1
+    assert watch.look()
+
+
+def test_on_a_quick_connection_a_lost_packet_is_not_waited_for():
+    watch = Watch()
+    watch.waiting = 50_000
+    watch.round_trip, watch.retransmission_timeout = 0.5, 3.0
+
+    assert not watch.look()

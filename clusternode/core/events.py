@@ -180,6 +180,29 @@ class AddressReachable:
 
 
 @attrs.frozen
+class NameStale:
+    """Look-ups of a notification address have failed for minutes; its known addresses serve on."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_NAME_STALE"
+    ALIAS: ClassVar[str] = "name:stale"
+    cluster_id: str
+    address: str
+    seconds: float
+    """Since the last answer."""
+    reason: str
+
+
+@attrs.frozen
+class NameResolved:
+    """A notification address whose look-ups had failed for minutes can be looked up again."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_NAME_RESOLVED"
+    ALIAS: ClassVar[str] = "name:resolved"
+    cluster_id: str
+    address: str
+
+
+@attrs.frozen
 class PeerMisbehaved:
     """The other end of a connection broke the protocol, or was refused."""
 
@@ -352,6 +375,8 @@ Event: TypeAlias = (
     | SharingTagChanged
     | AddressUnreachable
     | AddressReachable
+    | NameStale
+    | NameResolved
     | PeerMisbehaved
     | DuplicateId
     | LimitReached
@@ -389,6 +414,8 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     SharingTagChanged,
     AddressUnreachable,
     AddressReachable,
+    NameStale,
+    NameResolved,
     PeerMisbehaved,
     DuplicateId,
     LimitReached,

@@ -63,6 +63,21 @@ def _unreachable(event: events.AddressUnreachable, log: RateLimitedLog) -> None:
     )
 
 
+def _stale(event: events.NameStale, _: RateLimitedLog) -> None:
+    logger.warning(
+        "cluster %s: notification address %s: no answer from DNS for %.0f s: %s;"
+        " going on with what it was",
+        event.cluster_id,
+        event.address,
+        event.seconds,
+        event.reason,
+    )
+
+
+def _resolved(event: events.NameResolved, _: RateLimitedLog) -> None:
+    logger.info("cluster %s: DNS knows %s again", event.cluster_id, event.address)
+
+
 def _reachable(event: events.AddressReachable, _: RateLimitedLog) -> None:
     logger.info("cluster %s: notification address %s answers", event.cluster_id, event.address)
 
@@ -94,6 +109,8 @@ _WRITERS: Final[Mapping[type[Event], Callable[[Any, RateLimitedLog], None]]] = {
     events.PeerMisbehaved: _misbehaved,
     events.AddressUnreachable: _unreachable,
     events.AddressReachable: _reachable,
+    events.NameStale: _stale,
+    events.NameResolved: _resolved,
     events.DuplicateId: _duplicate,
     events.LimitReached: _limit_reached,
 }

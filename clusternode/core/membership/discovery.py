@@ -16,15 +16,19 @@ import attrs
 
 from clusternode.core.context import Context
 from clusternode.core.effects import Dial, Resolve
-from clusternode.core.events import AddressReachable, AddressUnreachable
+from clusternode.core.events import (
+    AddressReachable,
+    AddressUnreachable,
+    NameResolved,
+    NameStale,
+)
 from clusternode.core.inputs import DialFailure, ResolvedAddress
 from clusternode.core.membership.dialing import DialLine
+from clusternode.core.membership.names import Name, in_order
 from clusternode.core.snapshots import AddressSnapshot
 from clusternode.core.types import Address, Instant, NodeId, Seconds
 from clusternode.errors import ConfigError
 
-RESOLVED_ADDRESSES_MAX = 256
-"""So many addresses of one name are used; the rest is counted and left out."""
 BACKOFF_DOUBLINGS_MAX = 16
 """Beyond this the back-off is at `redial_max` with any sensible settings."""
 ADDRESSES_OF_NODE_MAX = 8
@@ -61,19 +65,6 @@ class Target:
     """Whether it is due, but waits in line: `dials_per_second` are used up."""
     names: list[Address] = attrs.Factory(list)
     """The notification addresses that it stands for; dialled for ever if there are any."""
-
-
-@attrs.define(eq=False)
-class Name:
-    """A notification address that must be looked up, and what it resolved to, best first."""
-
-    name: Address
-    candidates: list[Address] = attrs.Factory(list)
-    index: int = 0
-    """Which candidate is dialled, where only one is."""
-    failures: int = 0
-    error: str = "not looked up yet"
-    is_resolving: bool = False
 
 
 class Discovery:
@@ -338,7 +329,7 @@ class Discovery:
         self, name: Address, found: Sequence[ResolvedAddress], error: str | None, now: Instant
     ) -> None:
         """Take the answer of the resolver; on an error the addresses known before are kept."""
-        entry = self._names.get(name)
+        entry, cluster = self._names.get(name), self._context.settings.cluster
         if entry is None:
             return
         entry.is_resolving = False
@@ -350,12 +341,15 @@ class Discovery:
             self._context.timers.set(("refresh", name), now + wait)
             if not entry.candidates:
                 self._announce_name(name, entry.error)
+            elif entry.becomes_stale(now):
+                silent = now - entry.answered_at
+                self._context.emit(NameStale(cluster, str(name), silent, entry.error))
             return
-        entry.failures = 0
-        entry.error = ""
+        if entry.is_fresh_again(now):
+            self._context.emit(NameResolved(cluster, str(name)))
         self._context.timers.set(("refresh", name), now + self._settings.refresh_interval)
         previous = entry.candidates
-        entry.candidates = self._ordered(found)
+        entry.candidates = in_order(found, self._context.rng)
         entry.index = 0
         for address in previous:
             if address not in entry.candidates:
@@ -377,19 +371,6 @@ class Discovery:
                     self._try_next_candidates(target, now)
                 return
         self._adopt(entry.candidates[0], entry.name, now)
-
-    def _ordered(self, found: Sequence[ResolvedAddress]) -> list[Address]:
-        """Order by priority and, within one, by chance weighted as RFC 2782 says."""
-        rest = sorted(found[:RESOLVED_ADDRESSES_MAX], key=lambda one: one.priority)
-        ordered: list[Address] = []
-        while rest:
-            group = [one for one in rest if one.priority == rest[0].priority]
-            weights = [one.weight for one in group]
-            chosen = self._context.rng.choices(group, weights)[0] if any(weights) else group[0]
-            rest.remove(chosen)
-            if chosen.address not in ordered:
-                ordered.append(chosen.address)
-        return ordered
 
     def _adopt(self, address: Address, name: Address, now: Instant) -> None:
         target = self._target(address, now)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-from clusternode.core.events import AddressReachable, AddressUnreachable
+from clusternode.core.events import (
+    AddressReachable,
+    AddressUnreachable,
+    NameResolved,
+    NameStale,
+)
 from clusternode.core.inputs import (
     AddMember,
     DialFailed,
@@ -188,6 +193,27 @@ def test_a_name_that_cannot_be_resolved_is_tried_again_and_told_once():
     resolve(lone, A)
     resolve(lone, error="SERVFAIL")
     assert state_of(lone, NAME) == "resolved"
+
+
+def test_a_name_that_dns_has_lost_for_minutes_is_told_once_while_its_address_serves_on():
+    lone = named()
+    resolve(lone, A)
+    for _ in range(4):
+        lone.pass_time(100.0)
+        resolve(lone, error="SERVFAIL")
+    (stale,) = lone.events_of(NameStale)
+    assert stale.address == str(NAME)
+    assert stale.reason == "SERVFAIL"
+    assert 300.0 <= stale.seconds < 400.0
+    assert state_of(lone, NAME) == "resolved"
+
+    resolve(lone, A)
+    resolve(lone, A)
+
+    (again,) = lone.events_of(NameResolved)
+    assert again.address == str(NAME)
+    resolve(lone, error="SERVFAIL")
+    assert len(lone.events_of(NameStale)) == 1
 
 
 def test_a_name_that_is_still_being_looked_up_is_not_asked_for_again():

@@ -8,8 +8,10 @@ import pytest
 import trio
 import trio.testing
 
+from clusternode.bus.interface import Arrivals
 from clusternode.config import ChannelSection
-from clusternode.core.types import ChannelName, ResultCode
+from clusternode.core.types import ChannelName, NodeId, ResultCode, Tag
+from clusternode.core.wire import messages as wire
 from clusternode.core.wire.limits import CHANNELS_MAX
 from clusternode.errors import RouteError
 from clusternode.routes.monitor import Deadlines
@@ -647,3 +649,38 @@ async def test_more_channels_than_others_can_be_told_change_nothing(bus, run, sc
         with pytest.raises(RouteError, match="1025 channels"):
             dispatcher.reload()
         assert await bus.finished(bus.message("fraud", "a")) == [200]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "heard", "unheard"),
+    [
+        (["message"], ["message"], 0),
+        (["request"], ["request"], 0),
+        (["message", "request"], ["message", "request"], 0),
+        ([], [], 2),
+    ],
+)
+async def test_what_may_be_a_message_or_a_request_is_missed_only_where_neither_is_heard(
+    bus, run, script, kinds, heard, unheard
+):
+    table = script(
+        "".join(
+            f"""
+        @routes.{kind}("generic")
+        def {kind}(context):
+            seen.append("{kind}")
+    """
+            for kind in kinds
+        )
+    )
+    async with run(table) as dispatcher:
+        items: list[tuple[int, wire.Answerable]] = [
+            (1, wire.Message(ChannelName("generic"), "text/plain", b"x", 1)),
+            (2, wire.Request(ChannelName("generic"), "text/plain", b"x", Tag("t"), 5.0)),
+        ]
+        both = Arrivals(bus, NodeId("n2"), items, lambda results: None, is_either=True)
+        dispatcher.arrived(both)
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert dispatcher.counters["unheard"] == unheard
+    assert not kinds or sorted(scope_of(table)["seen"]) == heard

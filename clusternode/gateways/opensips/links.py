@@ -216,6 +216,13 @@ class Links:
         link = self._links.get(node_id)
         return link is not None and link.is_up
 
+    def is_speaking(self, now: Instant, node_id: int) -> bool:
+        """Tell whether a node whose link is being probed has just been heard."""
+        link = self._links.get(node_id)
+        if link is None or link.is_silenced or link.state is State.DOWN:
+            return False
+        return now - link.received_at <= self._timing.ping_timeout
+
     def next_deadline(self) -> Instant | None:
         deadlines = [link.deadline(self._timing) for link in self._links.values()]
         earliest = min(deadlines, default=math.inf)

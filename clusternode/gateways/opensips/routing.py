@@ -42,7 +42,10 @@ class Router:
             frame = encode(packet)
         except (BodyTooLarge, LocalProtocolError):
             return self._end(on_end, ResultCode.TOO_LARGE)
-        hop = self._topology.next_hop(packet.trailer.destination)
+        destination = packet.trailer.destination
+        hop = self._topology.next_hop(destination)
+        if hop is None and self._links.is_speaking(self._context.now, destination):
+            hop = destination  # it sees us up before we see it so, and has asked already
         if hop is None:
             return self._end(on_end, ResultCode.UNAVAILABLE)
         return self._send(hop, frame, on_end) or self._end(on_end, ResultCode.BUSY)

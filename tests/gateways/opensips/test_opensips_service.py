@@ -13,7 +13,9 @@ import attrs
 import pytest
 import trio
 
+from clusternode.agent import Agent
 from clusternode.bus.interface import Arrivals
+from clusternode.config import load_settings
 from clusternode.core.effects import Outcome
 from clusternode.core.events import SharingTagChanged
 from clusternode.core.sip_events import (
@@ -34,6 +36,8 @@ from clusternode.gateways.opensips.settings import (
     Neighbour,
     OpenSipsSettings,
 )
+from clusternode.testing.memory_transport import MemoryNetwork
+from tests.agents import start
 from tests.certificates import Pki
 
 PATIENCE = 20.0
@@ -341,3 +345,42 @@ async def test_every_operation_has_its_arguments_checked():
         assert bus.operate("set_status", ["0"]) == {"node_id": 1, "state": "Disabled"}
         assert bus.survey()["1"]["2"].status == "not_active"
         assert {each.name for each in bus.operations()} >= {"send_mi", "shtag_set_active"}
+
+
+async def test_a_route_of_a_whole_agent_answers_a_script(tmp_path: Path, nursery: trio.Nursery):
+    (tmp_path / "routes.py").write_text(
+        "from clusternode import routes\n"
+        "@routes.request('generic', via='opensips')\n"
+        "def find(request):\n"
+        "    return 'found ' + request.text + ' for ' + request.origin\n"
+    )
+    async with running(1) as (one,):
+        own = one.gateway.node.context.settings.my_node_info.url
+        (_, port) = ports(2)
+        (tmp_path / "node.toml").write_text(
+            f"""
+            node.id = "n9"
+            node.address = "tcp://10.0.0.1:5062"
+            node.state_dir = "{tmp_path}"
+            node.insecure = true
+            routes.file = "routes.py"
+            [gateway.opensips]
+            cluster_id = 1
+            my_node_id = 9
+            my_node_info = "cluster_id=1, url=bin:127.0.62.2:{port}"
+            neighbor_node_info = ["node_id=1, url={own}"]
+            ping_interval = 0.3
+            ping_timeout = 0.1
+            """
+        )
+        settings = load_settings(tmp_path / "node.toml", environ={}, overrides={})
+        transport = MemoryNetwork().transport("10.0.0.1")
+        agent = Agent(settings, transport=transport, has_control=False)
+        running_agent = await start(nursery, agent)
+        await until(lambda: [row.link for row in one.bus.members()] == ["self", "direct"])
+
+        replies = one.bus.broadcast_request("generic", "alice", timeout=PATIENCE)
+
+        assert [each.text for each in await replies.gather()] == ["found alice for 1"]
+        await running_agent.leave()
+        await until(lambda: one.bus.members()[1].status == "not_active")

@@ -305,6 +305,10 @@ class Relay:
                 return ResultCode.NOT_FOUND
             self._owner.hold(self, arrival)
             return ResultCode.QUEUED
+        return await self.relay_here(arrival)
+
+    async def relay_here(self, arrival: Arrival) -> ResultCode:
+        """Relay a message that the others hold, and let them know when that has ended."""
         code = await self.relay_now(arrival)
         self._owner.done(arrival.fingerprint)
         return code

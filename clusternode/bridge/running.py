@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import attrs
@@ -16,6 +16,7 @@ from clusternode.bridge.relay import Host, Relay
 from clusternode.bridge.settings import Link, Rule
 from clusternode.bridge.standby import DONE_MAX, Held, Notice, parse_notice_untrusted
 from clusternode.bus.interface import Bus
+from clusternode.core.snapshots import MemberSnapshot
 from clusternode.core.types import Seconds
 from clusternode.errors import RemoteProtocolError
 from clusternode.kafka.consumer import ConsumerSettings
@@ -52,10 +53,8 @@ class RunningRule:
         self.shares = False
         """Whether another agent that we see has this rule too."""
         self.held: Held[Copy] = Held()
-        self.agents: dict[str, dict[str, str]] = {}  # agent → bus → the id of its node there
         self._host = host
         self._done: deque[str] = deque(maxlen=100 * DONE_MAX)
-        self._has_said: dict[str, str] | None = None
 
     # --- what it hears --------------------------------------------------------------------------
 
@@ -102,21 +101,27 @@ class RunningRule:
 
     def succeed(self, before: RunningRule) -> None:
         """Take over what a rule of the same name held before its settings changed."""
-        self.held, self.agents = before.held, before.agents
+        self.held = before.held
         self.is_chosen, self.shares = before.is_chosen, before.shares
 
     # --- which agent ----------------------------------------------------------------------------
 
-    def rank(self, mesh: Bus) -> bool:
-        """See whether this agent is the one; return whether that has changed."""
+    def rank(self, members: Sequence[MemberSnapshot]) -> bool:
+        """See whether this agent is the one; return whether that has changed.
+
+        The first of the reachable members that listen on the channel is it, as `Bus.rank` has it;
+        that is asked for all rules at a time, so it is not called.
+        """
         if not self.rule.is_ranked:
             return False
-        place = mesh.rank(self.rule.channel)
-        self.shares = place is not None and place[1] > 1
-        before, self.is_chosen = self.is_chosen, place is None or place[0] == 0
-        seen = {member.node_id for member in mesh.members() if member.status == "active"}
-        for gone in [node_id for node_id in self.agents if node_id not in seen]:
-            del self.agents[gone]
+        listening = sorted(
+            member.node_id
+            for member in members
+            if self.rule.channel in member.channels and (member.local or member.status == "active")
+        )
+        own = next((member.node_id for member in members if member.local), None)
+        self.shares = len(listening) > 1
+        before, self.is_chosen = self.is_chosen, own not in listening or own == listening[0]
         return before != self.is_chosen
 
     def hold(self, relay: Relay, arrival: Arrival) -> None:
@@ -136,19 +141,14 @@ class RunningRule:
         patience = 0.0 if self.is_chosen else self.rule.limits.timeout + PATIENCE_MARGIN
         return self.held.overdue(trio.current_time(), patience)
 
-    def tell(self, mesh: Bus, nodes: dict[str, str], *, again: bool) -> None:
-        """Tell the others what was dealt with, and which nodes are ours where that is news."""
+    def tell(self, mesh: Bus) -> None:
+        """Tell the others what was dealt with."""
         if not self.shares:
             self._done.clear()
-            self._has_said = None
-            return
-        is_new = again or nodes != self._has_said
-        while self._done or is_new:
+        while self._done:
             count = min(len(self._done), DONE_MAX)
             done = [self._done.popleft() for _ in range(count)]
-            mesh.broadcast(self.rule.channel, Notice(nodes, done).encode())
-            is_new = False
-        self._has_said = nodes
+            mesh.broadcast(self.rule.channel, Notice(done=done).encode())
 
     def take_notice(self, message: IncomingMessage) -> None:
         """Take what another agent tells; nonsense is counted and changes nothing."""
@@ -157,7 +157,6 @@ class RunningRule:
         except RemoteProtocolError:
             self.counters.unreadable += 1
             return
-        self.agents[message.origin] = dict(notice.nodes)
         self.held.done(trio.current_time(), notice.done)
 
     # --- what operators see ---------------------------------------------------------------------

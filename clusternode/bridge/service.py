@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
+from clusternode.bridge.agents import AGENTS_CHANNEL, Agents
 from clusternode.bridge.circles import check_circles
 from clusternode.bridge.junction import add_junctions
 from clusternode.bridge.memory import Memory
@@ -25,7 +26,7 @@ from clusternode.kafka.connections import Connection
 from clusternode.kafka.ends import TYPED, End
 from clusternode.kafka.service import KafkaService, KafkaSettings, Wanted
 from clusternode.routes.events import EventHub, EventView
-from clusternode.routes.table import RouteTable
+from clusternode.routes.table import Kind, RouteTable, make_handler
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,6 @@ LOOK_INTERVAL: Final[Seconds] = 1.0
 """How often the ranks and what is held are looked at when nothing happens."""
 GATHER: Final[Seconds] = 0.05
 """How long what was dealt with is gathered before the others are told."""
-TELL_INTERVAL: Final[Seconds] = 10.0
-"""How often an agent says again which nodes are its own."""
 CHANGES: Final = (NodeStateChanged.NAME, RecordChanged.NAME, Joined.NAME)
 RELAYING_MAX: Final = 64
 """Held copies that are relayed at a time after a takeover."""
@@ -107,6 +106,7 @@ class BridgeService:
 
     def __init__(self, rules: Sequence[Rule], kafka: KafkaService) -> None:
         self.memory = Memory()
+        self.agents = Agents()
         self.kafka = kafka
         self._prepared = tuple(rules)
         self._running: list[RunningRule] = []
@@ -134,6 +134,8 @@ class BridgeService:
         add_junctions(table, [relay for running in self._next for relay in running.relays])
         for running in self._next:
             running.add_to(table, mesh)
+        if self._next and mesh is not None:
+            table.add(make_handler(Kind.MESSAGE, AGENTS_CHANNEL, self.agents.take, via=mesh))
 
     def reload(self) -> None:
         """Take what was prepared and checked; what is under way ends as it began."""
@@ -181,11 +183,7 @@ class BridgeService:
         """Tell whether a node of a bus without marks is another bridging agent's."""
         if world_of(bus.name).carries_marks:
             return False
-        return any(
-            nodes.get(bus.name) == node_id
-            for running in self._running
-            for nodes in running.agents.values()
-        )
+        return self.agents.is_theirs(bus.name, node_id)
 
     def wake(self) -> None:
         self._wake.set()
@@ -203,7 +201,6 @@ class BridgeService:
         self._host, self._buses = host, buses
         self._running = self._next
         subscriptions = [host.events.on_event(name, self._changed) for name in CHANGES]
-        told_at = trio.current_time()
         self._look()
         task_status.started()
         try:
@@ -213,11 +210,8 @@ class BridgeService:
                         await self._wake.wait()
                         await trio.sleep(GATHER)
                     self._wake = trio.Event()
-                    again = trio.current_time() - told_at >= TELL_INTERVAL
-                    if again:
-                        told_at = trio.current_time()
                     self._look()
-                    self._tell(again=again)
+                    self._tell()
                     for running in self._running:
                         copies = running.overdue()
                         if copies:
@@ -229,7 +223,7 @@ class BridgeService:
     def _changed(self, bus: Bus | None, view: EventView) -> None:
         del bus, view
         self._incarnations.clear()
-        self._look()
+        self.agents.has_told = None  # whoever has come must hear it
         self._wake.set()
 
     @property
@@ -240,10 +234,12 @@ class BridgeService:
     def _look(self) -> None:
         """See which rules this agent relays for now; tell of those that have changed."""
         mesh = self._mesh
+        members = () if mesh is None else mesh.members()
+        self.agents.keep(member.node_id for member in members if member.status == "active")
         for running in self._running:
             before = running.state
             if mesh is not None:
-                has_changed = running.rank(mesh)
+                has_changed = running.rank(members)
             else:
                 has_changed, running.is_chosen = not running.is_chosen, True
             if has_changed:
@@ -251,15 +247,15 @@ class BridgeService:
                 name = CHOSEN if running.is_chosen else STANDBY
                 self.events.raise_event(name, {"bridge": running.rule.name})
 
-    def _tell(self, *, again: bool) -> None:
+    def _tell(self) -> None:
         mesh = self._mesh
         if mesh is None:
             return
-        foreign = [bus for bus in self._buses.values() if world_of(bus.name) is not MESH]
-        nodes = {bus.name: str(bus.node_id) for bus in foreign}
         for running in self._running:
-            if running.rule.is_ranked:
-                running.tell(mesh, nodes, again=again)
+            running.tell(mesh)
+        if self._running:
+            foreign = [bus for bus in self._buses.values() if not world_of(bus.name).carries_marks]
+            self.agents.tell(mesh, {bus.name: str(bus.node_id) for bus in foreign})
 
     async def _relay_held(self, running: RunningRule, copies: Sequence[Copy]) -> None:
         """Relay what another agent has not, some at a time, in order."""
@@ -270,7 +266,7 @@ class BridgeService:
                     nursery.start_soon(self._relay_copy, copy)
 
     async def _relay_copy(self, copy: Copy) -> None:
-        code = await copy.relay.relay_now(copy.arrival)
+        code = await copy.relay.relay_here(copy.arrival)
         if code is not ResultCode.OK:
             name = copy.relay.rule.name
             logger.warning("bridge %s: a held message ended with %d", name, int(code))

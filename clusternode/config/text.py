@@ -38,13 +38,16 @@ SAMPLE_TAIL = """\
 #     event = "node:state"
 #     to = "flatstore:/var/log/clusternode/events"
 #
-# Kafka: named connections, bridges and notifications; every key of theirs is in docs/kafka.md and
+# Kafka: named connections and notifications; every key of theirs is in docs/kafka.md and
 # docs/coming-from-oslo-messaging.md:
 #
 #     [kafka.main]
 #     brokers = "kafka1:9092,kafka2:9092"
 #
-#     [[kafka_bridge]]
+# Bridges between clusters, gateways and Kafka; every key is in docs/one-bus-from-three.md:
+#
+#     [[bridge]]
+#     name = "cdr"
 #     from = "channel:cdr"
 #     to = "kafka:main/cdrs"
 #

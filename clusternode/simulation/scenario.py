@@ -89,14 +89,22 @@ def load(path: Path, *, nodes: int | None = None) -> Scenario:
     Raises:
         ScenarioError: It cannot be read, or something in it is wrong.
     """
+    return from_mapping(read(path), name=path.stem, file=path, nodes=nodes)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what a scenario file says, unchecked.
+
+    Raises:
+        ScenarioError: It cannot be read, or is not TOML.
+    """
     try:
         with path.open("rb") as file:
-            values = tomllib.load(file)
+            return tomllib.load(file)
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ScenarioError(f"{path}: not TOML: {error}") from error
-    return from_mapping(values, name=path.stem, file=path, nodes=nodes)
 
 
 def from_mapping(

@@ -22,6 +22,7 @@ Fails: TypeAlias = Callable[[Values], bool]
 RUNS_MAX = 150
 """Of one shrinking: a minute or two with a small cluster."""
 _NODE = re.compile(r"n(\d+)")
+_RANGE = re.compile(r"n(\d+)\.\.n(\d+)")
 _PLAIN_KEYS = ("fidelity", "network", "handlers")
 _GROUPS = ("partition", "block", "cut", "stall", "link")
 """Steps that mean nothing once one of their groups is empty."""
@@ -54,15 +55,75 @@ def shrink(values: Values, fails: Fails, *, runs_max: int = RUNS_MAX) -> Values:
             return best
 
 
+def _mends(step: Values, others: list[Values]) -> bool:
+    """Tell whether a step mends what an earlier one broke.
+
+    A story that fails because that is left out is another story.
+    """
+    return any(
+        key in step
+        and not any(one in step for one in unless)
+        and any(name in other for other in others if other["at"] <= step["at"] for name in broken)
+        for key, unless, broken in _REPAIRS
+    )
+
+
+_REPAIRS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("heal", (), ("partition", "block", "cut", "stall")),
+    ("resume", (), ("pause",)),
+    ("start", (), ("kill", "stop", "power_off")),
+    ("link", ("latency", "loss", "bandwidth", "distribution"), ("link",)),
+    ("uplink", ("bandwidth",), ("uplink",)),
+    ("disk", ("error", "wiped"), ("disk",)),
+)
+"""Key of a step that mends, unless it has one of these too; and what it mends."""
+
+
+def spelt_out(values: Values, nodes: int | None = None) -> Values:
+    """Name every node of a range, so that each can be left out; `nodes` as in `scenario.load`."""
+    spelt: Values = {key: _spelt(value) for key, value in values.items()}
+    if nodes is not None:
+        spelt["nodes"] = nodes
+    if "node" in values:
+        spelt["node"] = {
+            name: value
+            for names, value in values["node"].items()
+            for name in (_spelt([names]) if isinstance(names, str) else names)
+        }
+    return spelt
+
+
+def _spelt(value: Any) -> Any:  # noqa: ANN401  # what TOML holds
+    if isinstance(value, dict):
+        return {key: _spelt(one) for key, one in value.items()}
+    if isinstance(value, list):
+        found: list[Any] = []
+        for one in value:
+            names = _range(one)
+            found += [_spelt(one)] if names is None else names
+        return found
+    names = _range(value)
+    return value if names is None else names
+
+
+def _range(value: Any) -> list[str] | None:  # noqa: ANN401  # what TOML holds
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    return [f"n{number}" for number in range(int(match[1]), int(match[2]) + 1)]
+
+
 def _with_fewer_steps(values: Values, budget: Budget) -> Values:
     """Leave out halves, quarters and so on of the steps, down to single ones."""
     size = len(values.get("step", []))
     while size > 0:
         start = 0
         while start < len(values["step"]):
+            left_out = values["step"][start : start + size]
             steps = values["step"][:start] + values["step"][start + size :]
             smaller = values | {"step": steps}
-            if budget.still_fails(smaller):
+            is_fair = not any(_mends(step, steps) for step in left_out)
+            if is_fair and budget.still_fails(smaller):
                 values = smaller
             else:
                 start += size
@@ -92,6 +153,9 @@ def _without_node(values: Values, number: int) -> Values | None:
     for key in ("notification", "start"):
         if key in values:
             smaller[key] = _renamed(values[key], number) or ["n1"]
+    if "node" in values:
+        renamed = ((_renamed(name, number), one) for name, one in values["node"].items())
+        smaller["node"] = {name: one for name, one in renamed if name is not None}
     return smaller
 
 

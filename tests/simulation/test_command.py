@@ -6,12 +6,16 @@ import argparse
 import html.parser
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from clusternode.cli.commands import replay
-from clusternode.cli.commands.simulate import bar_text, shrunk
+from clusternode.cli.commands.simulate import Job, bar_text, shrunk
 from clusternode.cli.main import main
+from clusternode.simulation.runner import run
+from clusternode.simulation.scenario import load
+from clusternode.simulation.shrinking import as_toml
 
 GOOD = 'title = "Two"\nnodes = 2\nduration = 10.0\n'
 HOPELESS = (
@@ -210,11 +214,13 @@ def test_a_failing_story_is_shrunk_to_a_file_that_fails_in_the_same_way(story, c
     values = tomllib.loads(HOPELESS) | {"nodes": 4}
     values["step"] += [{"at": 4.0, "reset": "*"}, {"at": 3.0, "kill": "n4"}]
 
-    text = shrunk(values, 1, "the-dead-are-removed")
+    file = Path(story(as_toml(values)))
+
+    text = shrunk(Job(file, 1, None), run(load(file), 1))
 
     smallest = tomllib.loads(text)
     assert (smallest["nodes"], len(smallest["step"])) == (2, 1)
-    assert main(["simulate", story(text), "--seed", "1"]) == 1
+    assert main(["simulate", story(text)]) == 1
     assert "the-dead-are-removed" in capsys.readouterr().err
 
 

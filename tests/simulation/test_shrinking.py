@@ -9,7 +9,7 @@ import pytest
 from clusternode.simulation import swarm
 from clusternode.simulation.runner import run
 from clusternode.simulation.scenario import from_mapping
-from clusternode.simulation.shrinking import as_toml, shrink
+from clusternode.simulation.shrinking import as_toml, shrink, spelt_out
 
 
 @pytest.mark.parametrize("seed", range(1, 20))
@@ -85,3 +85,34 @@ def test_a_real_failure_is_shrunk_to_its_cause():
     assert smallest["nodes"] <= 3
     assert [step for step in smallest["step"] if "kill" in step]
     assert len(smallest["step"]) <= 2
+
+
+def test_the_nodes_of_a_range_are_left_out_one_by_one():
+    values = {
+        "title": "x",
+        "nodes": 9,
+        "node": {"n1..n3": {"notification": ["n1", "n2"]}},
+        "step": [{"at": 1.0, "partition": [["n1..n5"], ["n6..n9"]]}],
+    }
+
+    def fails(story):
+        return any(step["partition"][0][0] == "n1" for step in story["step"])
+
+    assert shrink(spelt_out(values), fails) == {
+        "title": "x",
+        "nodes": 2,
+        "node": {"n1": {"notification": ["n1", "n2"]}},
+        "step": [{"at": 1.0, "partition": [["n1"], ["n2"]]}],
+    }
+
+
+def test_what_mends_stays_as_long_as_something_is_broken():
+    cut = {"at": 1.0, "cut": [["n1"], ["n2"]]}
+    heal = {"at": 2.0, "heal": True}
+    pause = {"at": 3.0, "pause": "n1", "for": 1.0}
+
+    with_cut = shrink({"nodes": 2, "step": [cut, heal, pause]}, lambda story: cut in story["step"])
+    without = shrink({"nodes": 2, "step": [cut, heal, pause]}, lambda story: pause in story["step"])
+
+    assert with_cut["step"] == [cut, heal]
+    assert without["step"] == [pause]

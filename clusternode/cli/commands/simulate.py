@@ -33,8 +33,8 @@ from clusternode.recording.trace import Recorder
 from clusternode.simulation import swarm
 from clusternode.simulation.report import page
 from clusternode.simulation.runner import Progress, RunResult, run_in
-from clusternode.simulation.scenario import WORLDS, Scenario, from_mapping, load
-from clusternode.simulation.shrinking import Values, as_toml, shrink
+from clusternode.simulation.scenario import WORLDS, Scenario, from_mapping, load, read
+from clusternode.simulation.shrinking import Values, as_toml, shrink, spelt_out
 from clusternode.simulation.world import World
 from clusternode.testing.world.worlds import check_routes, why_not, world_of
 
@@ -42,6 +42,8 @@ SEEDS_MAX = 1_000_000
 """Of one call: a larger range is a slip of the pen."""
 JOBS_MAX = 256
 BAR_WIDTH = 24
+SHRINKING_TIME_MAX = 120.0
+"""Seconds after which the smallest story that was found is good enough."""
 NEWEST_COLLECTED_AFTER = 50_000
 """Objects of a world live long; looking at the young ones less often saves a tenth of the time."""
 
@@ -348,28 +350,31 @@ def _explain(job: Job, result: RunResult, *, shrinks: bool) -> None:
     for violation in result.violations:
         note(f"  {violation.at:.3f} s  {violation.invariant}: {violation.detail}")
     note(f"  repeat it: {job.command(result.seed)}")
-    if shrinks and job.file is None:
+    if shrinks:
         note("  smaller, and failing in the same way; as a file in scenarios/ it is a test:")
         note("")
-        story, broken = swarm.story(result.seed), result.violations[0].invariant
-        for line in shrunk(story, result.seed, broken, job).splitlines():
+        for line in shrunk(job, result).splitlines():
             note(line)
 
 
-def shrunk(values: Values, seed: int, broken: str, job: Job | None = None) -> str:
-    """Make a story smaller while the run with `seed` breaks the same invariant; return its file."""
-    job = job or Job(None, seed, None)
+def shrunk(job: Job, result: RunResult) -> str:
+    """Make a story smaller while it still breaks the same invariant; return its file."""
+    broken = result.violations[0].invariant
+    until = time.perf_counter() + SHRINKING_TIME_MAX
 
     def fails(story: Values) -> bool:
+        if time.perf_counter() > until:
+            return False
         try:
-            scenario = from_mapping(story, name="shrunk")
+            scenario = from_mapping(story, name="shrunk", file=job.file)
         except ScenarioError:
             return False
-        with job.place(scenario, seed) as world:
+        with job.place(scenario, result.seed) as world:
             again = run_in(world, scenario)
         return any(one.invariant == broken for one in again.violations)
 
-    return as_toml(shrink(values, fails))
+    story = swarm.story(result.seed) if job.file is None else spelt_out(read(job.file), job.nodes)
+    return as_toml(shrink(story, fails) | {"seed": result.seed})
 
 
 def _print_results(results: Sequence[RunResult]) -> None:

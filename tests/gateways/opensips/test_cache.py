@@ -176,6 +176,16 @@ def test_bytes_are_bounded_and_a_value_that_found_no_room_leaves_no_old_one():
     assert stage.cache.get("c1", "k") == b"x" * 99
 
 
+def test_a_value_makes_room_for_the_one_that_takes_its_place():
+    stage = Stage(bytes_max=100, entries_max=1)
+
+    for number in range(10):
+        stage.receive(CacheInsert("c1", "k", b"%d" % number * 80))
+
+    assert stage.cache.get("c1", "k") == b"9" * 80
+    assert stage.cache.is_complete
+
+
 def test_what_we_cannot_keep_or_send_is_refused_to_the_caller():
     stage = Stage(entries_max=1)
     stage.cache.insert("c1", "a", b"v")

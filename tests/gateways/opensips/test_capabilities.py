@@ -197,6 +197,17 @@ def test_switched_off_it_takes_nothing_and_on_again_it_is_synced_anew():
     assert stage.around.announced[-1] == (NAME, True)
 
 
+def test_switched_off_during_a_sync_it_is_not_synced_by_what_still_comes():
+    stage = Stage()
+    stage.announce(1, (NAME, True))
+
+    stage.capabilities.set_enabled(NAME, False)
+    stage.capabilities.received(SyncEnd(FROM_1, NAME, 0))
+
+    assert stage.around.announced[-1] == (NAME, False)
+    assert stage.capabilities.sync_state(NAME) is State.OFF
+
+
 def test_a_capability_of_a_script_can_be_switched_off():
     stage = Stage()
     stage.capabilities.set_enabled("script-repl", False)

@@ -119,6 +119,28 @@ def test_a_late_change_of_the_same_call_is_not_taken_and_one_of_another_call_is(
     assert stage.table.contacts("bob") == (BOB, other)
 
 
+def test_the_numbers_of_another_call_say_nothing_about_what_is_late():
+    stage = Stage()
+    stage.receive(ContactInsert(BOB))
+    other = attrs.evolve(BOB, callid="c2", cseq=1)
+
+    stage.receive(ContactUpdate(other, Match(0)))
+
+    assert stage.table.contacts("bob") == (other,)
+
+
+def test_what_is_removed_makes_room():
+    stage = Stage(bytes_max=50)
+
+    for _ in range(10):
+        stage.receive(ContactInsert(BOB), AorDelete("location", "bob"))
+        stage.receive(ContactInsert(BOB))
+        stage.receive(ContactDelete("location", "bob", BOB.contact, "c1", 10))
+
+    assert stage.table.is_complete
+    assert stage.around.announced[-1] == (CONTACTS, True)
+
+
 @pytest.mark.parametrize(
     ("rule_", "uri", "callid", "is_same"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from functools import partial
 from typing import Any, Final, Protocol
@@ -11,8 +12,9 @@ import trio
 
 from clusternode.core.inputs import DialFailure
 from clusternode.core.types import Address, Seconds
+from clusternode.errors import AddressInUse
 from clusternode.runtime.transport import DialError, Progress, Wire
-from clusternode.simulation.surroundings import ProcessView
+from clusternode.simulation.surroundings import ProcessView, WorldView
 from clusternode.simulation.tcp import SOCKET_BUFFER_BYTES, Dial, End, ItemKind, Tcp
 
 PIECE_BYTES: Final = 16 * 1024
@@ -40,7 +42,20 @@ class StreamEnd(End):
 
 
 class StreamConnections(Tcp[StreamEnd]):
-    """All connections between the agents of a world."""
+    """All connections between the agents of a world.
+
+    Args:
+        world: Where they are.
+        cuts: Draws where the bytes of a stream fall apart on their way; None: not at all.
+    """
+
+    def __init__(self, world: WorldView, cuts: random.Random | None = None) -> None:
+        super().__init__(world)
+        self._cuts = cuts
+
+    def bytes_at_once(self, unread: int) -> int:
+        """Tell how many of the bytes that have arrived one read brings."""
+        return unread if self._cuts is None else self._cuts.randint(1, unread)
 
     def dial(self, process: Inhabitant, address: Address, timeout: Seconds, found: Found) -> None:
         """Begin to connect; `found` is told in the loop of the process."""
@@ -208,7 +223,8 @@ class WorldStream(trio.abc.HalfCloseableStream):
             await self._news.wait()
         if self._is_closed:
             raise trio.ClosedResourceError("this end is closed")
-        data = bytes(self.unread[:max_bytes])
+        size = self._connections.bytes_at_once(len(self.unread))
+        data = bytes(self.unread[: size if max_bytes is None else min(size, max_bytes)])
         del self.unread[: len(data)]
         self._connections.write_again(self._end.other)
         return data
@@ -240,6 +256,8 @@ class WorldTransport:
 
     async def listen(self, address: Address) -> WorldListener:
         await trio.lowlevel.checkpoint()
+        if self.listener is not None and self.listener.is_open:
+            raise AddressInUse(f"cannot listen on {address}: another listener is there already")
         self.listener = WorldListener(address)
         return self.listener
 

@@ -6,6 +6,7 @@ what runs on the hosts. Described in docs/simulation.md.
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 from clusternode.simulation.history import LifeFact
@@ -26,7 +27,8 @@ class AgentsWorld(World):
         self.story = Story(DEFAULT_CHANNELS, routes)
 
     def _new_connections(self) -> StreamConnections:
-        return StreamConnections(self)
+        is_cut = self.plan.fidelity == "bytes"
+        return StreamConnections(self, random.Random(f"{self.seed}/wire") if is_cut else None)
 
     def _new_process(self, host: Host, fact: LifeFact) -> LiveProcess:
         return AgentProcess(self, host, fact)

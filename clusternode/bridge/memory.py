@@ -40,9 +40,6 @@ class Memory:
         seen = self._seen.get(key)
         return seen is not None and now - seen <= window
 
-    def forget(self, key: Known) -> None:
-        self._seen.pop(key, None)
-
     def purge(self, now: Instant, window: Seconds) -> None:
         """Drop what is older than the longest window of any rule."""
         while self._seen:

@@ -212,6 +212,7 @@ class BridgeService:
                     self._wake = trio.Event()
                     self._look()
                     self._tell()
+                    self._forget()
                     for running in self._running:
                         copies = running.overdue()
                         if copies:
@@ -256,6 +257,10 @@ class BridgeService:
         if self._running:
             foreign = [bus for bus in self._buses.values() if not world_of(bus.name).carries_marks]
             self.agents.tell(mesh, {bus.name: str(bus.node_id) for bus in foreign})
+
+    def _forget(self) -> None:
+        windows = [running.rule.loops.loop_window for running in self._running]
+        self.memory.purge(trio.current_time(), max(windows, default=0.0))
 
     async def _relay_held(self, running: RunningRule, copies: Sequence[Copy]) -> None:
         """Relay what another agent has not, some at a time, in order."""

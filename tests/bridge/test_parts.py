@@ -55,6 +55,8 @@ def test_what_is_remembered_is_forgotten_after_its_window_and_beyond_the_bound()
     assert [memory.knows(2.0, (name,), 1.0) for name in "abc"] == [False, True, True]
     assert not memory.knows(2.1, ("b",), 1.0)
     assert (len(memory), memory.forgotten) == (2, 1)
+    memory.purge(3.5, 2.0)
+    assert len(memory) == 1
 
 
 def test_a_bucket_without_a_rate_lets_everything_pass():

@@ -116,6 +116,48 @@ def test_a_node_that_returns_is_told_again_unless_the_tag_was_taken_meanwhile():
         assert stage.tags.is_active("vip") is not is_taken
 
 
+def test_who_took_the_tag_last_keeps_it_when_the_sides_of_a_partition_meet():
+    arounds = {me: Around(me, (other,)) for me, other in ((1, 4), (4, 1))}
+    tags = {me: SharingTags(arounds[me], {"vip": False}) for me in arounds}
+
+    def meet() -> None:
+        for _ in range(8):
+            for me, around in arounds.items():
+                around.now += 0.5
+                tags[me].tick()
+                for packet in around.taken():
+                    tags[packet.trailer.destination].received(packet)
+
+    tags[1].activate("vip", "first")
+    meet()
+    for me, other in ((1, 4), (4, 1)):
+        arounds[me].unreachable.add(other)
+        tags[me].node_down(other)
+    tags[4].activate("vip", "second")
+    for me, other in ((1, 4), (4, 1)):
+        arounds[me].unreachable.clear()
+        tags[me].node_up(other)
+
+    meet()
+
+    assert (tags[1].is_active("vip"), tags[4].is_active("vip")) == (False, True)
+
+
+def test_a_tag_that_is_taken_again_is_news_to_everybody():
+    stage = Stage(is_active=True)
+    stage.told()
+    stage.around.unreachable.add(2)
+    stage.tags.node_down(2)
+    stage.tags.activate("vip", "again")
+    assert stage.told() == [1, 3]
+
+    stage.around.unreachable.clear()
+    stage.tags.node_up(2)
+    stage.after(1.0)
+
+    assert stage.told() == [2]
+
+
 def test_a_node_in_backup_tells_nobody():
     stage = Stage()
 

@@ -97,6 +97,18 @@ class PeerLeft:
 
 
 @attrs.frozen
+class LinkChanged:
+    """A member is reached another way: through others, or directly again."""
+
+    NAME: ClassVar[str] = "E_CLUSTERNODE_LINK_CHANGED"
+    ALIAS: ClassVar[str] = "link:changed"
+    cluster_id: str
+    node_id: str
+    link: str
+    """`direct`, or `via` and the relays between us."""
+
+
+@attrs.frozen
 class Joined:
     """The first other member became active since we were alone (Kamailio: init callback)."""
 
@@ -369,6 +381,7 @@ Event: TypeAlias = (
     | PeerRemoved
     | PeerLeft
     | Joined
+    | LinkChanged
     | RecordChanged
     | RequestReceived
     | ReplyReceived
@@ -408,6 +421,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     PeerRemoved,
     PeerLeft,
     Joined,
+    LinkChanged,
     RecordChanged,
     RequestReceived,
     ReplyReceived,

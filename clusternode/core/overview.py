@@ -6,7 +6,7 @@ from clusternode.core.context import Context
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.links import Link
 from clusternode.core.membership.membership import Membership
-from clusternode.core.membership.ways import Way
+from clusternode.core.membership.ways import Way, shown
 from clusternode.core.messaging.messaging import Messaging
 from clusternode.core.snapshots import MemberSnapshot, NodeSnapshot
 from clusternode.core.types import Instant, NodeId
@@ -55,7 +55,7 @@ def _own_row(own: Record) -> MemberSnapshot:
 def _link_shown(link: Link | None, way: Way) -> str:
     if link is not None and not link.is_routed:
         return "direct"
-    return f"via {','.join(way)}" if way else "none"
+    return shown(way) if way else "none"
 
 
 def _member_row(

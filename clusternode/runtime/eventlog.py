@@ -82,6 +82,14 @@ def _reachable(event: events.AddressReachable, _: RateLimitedLog) -> None:
     logger.info("cluster %s: notification address %s answers", event.cluster_id, event.address)
 
 
+def _link_changed(event: events.LinkChanged, log: RateLimitedLog) -> None:
+    what = "cluster %s: member %s is reached %s"
+    if event.link == "direct":
+        logger.info(what, event.cluster_id, event.node_id, "directly again")
+    else:
+        log.warn_about(f"link {event.node_id}", what, event.cluster_id, event.node_id, event.link)
+
+
 def _duplicate(event: events.DuplicateId, log: RateLimitedLog) -> None:
     log.warn_about(
         f"duplicate {event.address}",
@@ -112,6 +120,7 @@ _WRITERS: Final[Mapping[type[Event], Callable[[Any, RateLimitedLog], None]]] = {
     events.NameStale: _stale,
     events.NameResolved: _resolved,
     events.DuplicateId: _duplicate,
+    events.LinkChanged: _link_changed,
     events.LimitReached: _limit_reached,
 }
 """Lags and failed writes of the state are logged where they are noticed."""

@@ -13,12 +13,13 @@ from typing import Protocol
 import attrs
 
 from clusternode.core.context import Context
+from clusternode.core.events import LinkChanged
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.keepalive import Keepalive
 from clusternode.core.membership.links import Link, Links
 from clusternode.core.membership.members import Members, Row
 from clusternode.core.membership.relaying import Relaying
-from clusternode.core.membership.ways import Way, Ways
+from clusternode.core.membership.ways import Way, Ways, shown
 from clusternode.core.types import Instant, NodeId, Seconds
 from clusternode.core.wire.codec import decode_untrusted, frame_of, payload_of
 from clusternode.core.wire.limits import DOWN_MAX
@@ -50,6 +51,8 @@ class Path:
     """Whether the ping has got a second `ping_timeout`, for the other ways."""
     is_direct_out: bool = False
     """Whether it is known that the direct connection does not answer it."""
+    told: Way = ()
+    """The way that the observers were told of last."""
 
 
 class Owner(Protocol):
@@ -136,6 +139,9 @@ class Rerouting:
         """A connection is open; a direct one makes every way to its node superfluous."""
         if not link.is_routed:
             self._ways.opened(link.node_id)
+            path = self._paths.get(link.node_id)
+            if path is not None and path.told:
+                self._tell(link.node_id, path, ())
             self.forget(link.node_id)
             self._links_changed(now)
 
@@ -155,6 +161,12 @@ class Rerouting:
     def ranked(self, node_id: NodeId) -> None:
         """A record has changed, and perhaps the priority in it."""
         self._ways.changed(node_id)
+
+    def _tell(self, node_id: NodeId, path: Path, way: Way) -> None:
+        """Tell the observers how a member is reached, if that is news."""
+        if path.told != way:
+            path.told = way
+            self._context.emit(LinkChanged(self._context.settings.cluster, node_id, shown(way)))
 
     def forget(self, node_id: NodeId) -> None:
         """There is a direct link to a member now, or it is none any more."""
@@ -353,6 +365,8 @@ class Rerouting:
         """Let a tunnel take the place of the direct connection; the smaller id makes it."""
         if self._context.settings.node_id < node_id and self.way_to(node_id):
             self.tunnels.dial(node_id, now)
+        if self._members.is_active(node_id):
+            self._tell(node_id, self._paths[node_id], self.way_to(node_id))
         self._links_changed(now)
 
     def no_route_untrusted(self, link: Link, no_route: NoRoute, now: Instant) -> str | None:

@@ -18,6 +18,12 @@ from clusternode.core.wire.limits import RELAYS_MAX
 Way: TypeAlias = tuple[NodeId, ...]
 """The relays from us to a member, in the direction of travel."""
 
+
+def shown(way: Way) -> str:
+    """Write a way for people; without relays it is the direct link."""
+    return f"via {','.join(way)}" if way else "direct"
+
+
 REFUSED_MAX = 4096
 """Links of others that are known to be missing; the oldest are asked again first."""
 

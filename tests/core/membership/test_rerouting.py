@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clusternode.core.effects import Write
-from clusternode.core.events import PeerDown, PeerMisbehaved
+from clusternode.core.events import LinkChanged, PeerDown, PeerMisbehaved
 from clusternode.core.inputs import DialFailed, DialFailure, Disconnected
 from clusternode.core.settings import HealthSettings
 from clusternode.core.types import Incarnation, NodeId
@@ -275,6 +275,8 @@ def test_a_direct_connection_takes_the_place_of_a_way():
     node.lone.open("n9")
 
     assert node.lone.node.snapshot(node.lone.now).members[-1].link == "direct"
+    told = [(event.node_id, event.link) for event in node.lone.events_of(LinkChanged)]
+    assert told == [("n9", "via n1"), ("n9", "direct")]
 
 
 def test_a_member_without_a_link_is_named_in_the_record_once_an_interval():

@@ -25,6 +25,7 @@ from clusternode.gateways.opensips import effects, messages
 from clusternode.gateways.opensips.context import Context
 from clusternode.gateways.opensips.links import Links, Signal, Timing
 from clusternode.gateways.opensips.messages import (
+    Adjacency,
     CapabilityUpdate,
     Description,
     LinkState,
@@ -173,20 +174,28 @@ class Membership:
                 self._add(row.node_id, row.description)
         for row in packet.nodes:
             known = self.topology.get(row.node_id)
-            if known is None:
-                continue
-            if known is node:
-                # Newer news may have overtaken this list: OpenSIPS 4.0 keeps no order.
-                if packet.sequence == 0 or row.link_sequence >= known.link.number:
-                    known.link.number = row.link_sequence
-                    self.topology.set_neighbours(known, row.neighbours)
-            elif known.link.take_rumour(row.link_sequence, row.link_timestamp):
-                # OpenSIPS leaves the author out of the lists of others: its own list tells.
-                kept = (packet.source,) if row.node_id in node.neighbours else ()
-                self.topology.set_neighbours(known, (*kept, *row.neighbours))
+            if known is not None:
+                self._neighbours(row, known, node, is_restart=packet.sequence == 0)
         if self._context.own_id in node.neighbours:
             self.links.signal(self._context.now, node.node_id, Signal.SAYS_UP)
         return True
+
+    def _neighbours(self, row: Adjacency, known: Node, author: Node, *, is_restart: bool) -> None:
+        """Take one list; news may have overtaken it, for OpenSIPS 4.0 keeps no order."""
+        neighbours = row.neighbours
+        if known is author:
+            is_news = is_restart or row.link_sequence >= known.link.number
+            if is_news:
+                known.link.number = row.link_sequence
+        else:
+            is_news = known.link.take_rumour(row.link_sequence, row.link_timestamp)
+            if known.node_id in author.neighbours:
+                # OpenSIPS leaves the author out of the lists of others: its own list tells.
+                neighbours = (author.node_id, *neighbours)
+        if is_news:
+            self.topology.set_neighbours(known, neighbours)
+        elif row.neighbours:
+            self.topology.fill_neighbours(known, neighbours)
 
     def _capability_update(self, packet: CapabilityUpdate, node: Node) -> bool:
         if not _take(node.capability, packet):

@@ -67,6 +67,8 @@ class Node:
     description: Description
     url: BinUrl
     neighbours: tuple[int, ...] = ()
+    has_list: bool = False
+    """Whether its whole list has come, and not changes of it alone."""
     link: Progress = attrs.Factory(Progress)
     topology: Progress = attrs.Factory(Progress)
     capability: Progress = attrs.Factory(Progress)
@@ -164,7 +166,16 @@ class Topology:
         known = dict.fromkeys(each for each in neighbours if self._is_known(each))
         known.pop(node.node_id, None)
         node.neighbours = tuple(known)
+        node.has_list = True
         self._hops = None
+
+    def fill_neighbours(self, node: Node, neighbours: Sequence[int]) -> None:
+        """Take a list that changes have overtaken: it is what they began with.
+
+        What has gone since may be in it, until the node tells its list again.
+        """
+        if not node.has_list:
+            self.set_neighbours(node, (*node.neighbours, *neighbours))
 
     def forget_links(self, node: Node) -> None:
         """Believe no more in the list of a node that cannot be reached any more.
@@ -173,6 +184,7 @@ class Topology:
         found ways through dead nodes in it.
         """
         node.neighbours = ()
+        node.has_list = False
         node.link.number = NEVER
         self._hops = None
 

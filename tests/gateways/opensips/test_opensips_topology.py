@@ -143,3 +143,16 @@ def test_a_name_has_no_address_until_it_is_looked_up():
     assert isinstance(node, Node) and node.addresses == ()
     known.set_addresses(node, ("10.9.9.9",))
     assert known.has_address("10.9.9.9")
+
+
+def test_a_list_that_a_change_has_overtaken_is_what_the_change_began_with():
+    known = topology({2: (), 3: (), 4: ()}, ())
+    node = known.get(2)
+    assert node is not None
+    known.forget_links(node)
+    known.set_link(node, 4, LinkState.UP)
+
+    known.fill_neighbours(node, (1, 3))
+    known.fill_neighbours(node, (7, 8))
+
+    assert sorted(node.neighbours) == [1, 3, 4]

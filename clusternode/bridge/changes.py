@@ -104,9 +104,10 @@ def _cell(found: Mapping[str, Any]) -> CellChange:
     action = found.get("action")
     if action not in CELL_ACTIONS:
         raise RemoteProtocolError(f"action: one of {', '.join(CELL_ACTIONS)}")
-    value = found.get("value")
-    if value is not None and not isinstance(value, str):
-        value = _integer(found, "value")
+    value: str | int | None = None
+    if found.get("value") is not None:
+        is_text = isinstance(found["value"], str)
+        value = _text(found, "value") if is_text else _integer(found, "value")
     if action == "set" and value is None:
         raise RemoteProtocolError("set: no value")
     ttl = None if found.get("ttl") is None else max(_integer(found, "ttl"), 0)

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import attrs
 
+from clusternode.bridge import changes, marks, standby
+from clusternode.bridge import kamailio as bridge_kamailio
+from clusternode.bridge import opensips as bridge_opensips
 from clusternode.cli.local import authority
 from clusternode.config import TlsSection, load_settings
 from clusternode.config.text import settings_toml
@@ -214,6 +217,32 @@ def config(data: bytes) -> None:
     assert attrs.evolve(again, file=None) == attrs.evolve(settings, file=None)
 
 
+def bridge(data: bytes) -> None:
+    """What bridges read is a change that can be said in every world, or refused."""
+    text = data.decode("utf-8", "replace")
+    plain, mark = marks.split_untrusted(text)
+    assert mark is not None or plain == text
+    with contextlib.suppress(RemoteProtocolError):
+        standby.parse_notice_untrusted(data)
+    for kind in ("table", "contacts"):
+        with contextlib.suppress(RemoteProtocolError):
+            changes.parse_untrusted(kind, _said(changes.parse_untrusted(kind, data)))
+        with contextlib.suppress(RemoteProtocolError):
+            for change in bridge_kamailio.read_untrusted(kind, "location", data, 0.0):
+                _said(change)
+        with contextlib.suppress(RemoteProtocolError):
+            for change in bridge_opensips.read_untrusted(kind, "location", data):
+                _said(change)
+
+
+def _said(change: changes.Change) -> bytes:
+    """Say a change in the words of each world; return our own."""
+    with contextlib.suppress(RemoteProtocolError):  # what it has no word for
+        bridge_opensips.write(change, 0.0)
+    bridge_kamailio.write(change, 0.0)
+    return changes.encode(change)
+
+
 def certificate(data: bytes) -> None:
     """Files that should be certificates and a key are used, or refused by name."""
     directory = Path(tempfile.gettempdir()) / "clusternode-fuzz-pki"
@@ -241,6 +270,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "control": control,
     "config": config,
     "certificate": certificate,
+    "bridge": bridge,
 }
 
 
@@ -284,6 +314,13 @@ def seeds(name: str) -> Iterator[bytes]:
             yield from (
                 b'{"id":1,"method":"%s","params":{}}' % call.name.encode() for call in CALLS
             )
+        case "bridge":
+            yield b'{"action":"set","table":"t","key":"k","value":"v","ttl":1}'
+            yield b'{"action":"update","aor":"alice","contact":"sip:alice@192.0.2.1","q":500}'
+            yield b'{"action":"insert","collection":"location","key":"k","value":"v","ttl":1}'
+            yield b'{"action":3,"htname":"location","cname":"k","type":0,"intval":1,"mode":0}'
+            yield b'{"nodes":{"opensips":"9"},"done":["a"]}'
+            yield b"text/plain;bridged=AAAAAAAAAABBBBB"
         case "certificate":
             with tempfile.TemporaryDirectory() as directory:
                 path = Path(directory)

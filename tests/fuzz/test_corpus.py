@@ -15,13 +15,13 @@ def test_what_was_found_is_survived(name):
         TARGETS[name](data)
 
 
-@pytest.mark.parametrize("name", ["codec", "session", "node", "opensips", "control"])
+@pytest.mark.parametrize("name", ["codec", "session", "node", "opensips", "control", "bridge"])
 @given(data=st.binary(max_size=300))
 def test_arbitrary_bytes_are_survived(name, data):
     TARGETS[name](data)
 
 
-@pytest.mark.parametrize("name", ["codec", "session", "node", "opensips", "control"])
+@pytest.mark.parametrize("name", ["codec", "session", "node", "opensips", "control", "bridge"])
 @given(data=st.data())
 def test_changed_seeds_are_survived(name, data):
     seed = bytearray(data.draw(st.sampled_from(list(seeds(name)))))

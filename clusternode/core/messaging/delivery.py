@@ -85,6 +85,7 @@ class Deliveries:
         if given_up is not None:
             self.conclude(node_id, (given_up,), ResultCode.BAD_REQUEST)
         sending.resend_all()
+        self.schedule_expiry(stream, now)  # not only when the stream would have been forgotten
         if stream.waiting:
             self._context.timers.set(("wait", node_id), now)
         return True

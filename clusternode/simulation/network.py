@@ -56,14 +56,6 @@ class LinkQuality:
         return bool(self.bandwidth) and not attrs.evolve(self, bandwidth=None).is_poor
 
 
-@attrs.define
-class Uplink:
-    """The one cable of a host: what it sends leaves one after the other."""
-
-    bandwidth: float
-    free_at: Instant = 0.0
-
-
 class Network:
     """All links. A link goes one way: (from, to)."""
 
@@ -72,7 +64,7 @@ class Network:
         self._rng = rng
         self._special: dict[HostPair, LinkQuality] = {}
         self._blocked: dict[HostPair, None] = {}  # a dict for its order
-        self._uplinks: dict[str, Uplink] = {}  # host → what all its connections share
+        self._uplinks: dict[str, float] = {}  # host → bytes per second that all its connections share
         self._is_good = not quality.loss and quality.bandwidth is None
         self.is_plain = self._is_good
         """Whether nothing is wrong with any link."""
@@ -120,19 +112,12 @@ class Network:
         if bandwidth is None:
             self._uplinks.pop(host, None)
         else:
-            self._uplinks[host] = Uplink(bandwidth)
+            self._uplinks[host] = bandwidth
         self._look()
 
-    def has_uplink(self, host: str) -> bool:
-        return host in self._uplinks
-
-    def through_uplink(self, host: str, size: int, now: Instant) -> Instant:
-        """Return when the last of so many bytes has left the host, behind all others' bytes."""
-        uplink = self._uplinks.get(host)
-        if uplink is None:
-            return now
-        uplink.free_at = max(uplink.free_at, now) + size / uplink.bandwidth
-        return uplink.free_at
+    def uplink_of(self, host: str) -> float | None:
+        """Return what all connections of a host share, in bytes per second; None for no limit."""
+        return self._uplinks.get(host)
 
     def is_blocked(self, source: str, target: str) -> bool:
         return bool(self._blocked) and (source, target) in self._blocked

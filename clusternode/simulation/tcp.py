@@ -210,11 +210,15 @@ class Tcp(Generic[E]):
         world = self._world
         host = end.process.host.ip
         quality = world.network.quality_of(host, end.other.process.host.ip)
-        begins = max(end.busy_until, world.now)
-        left_at = max(begins, world.network.through_uplink(host, size, world.now))
-        if quality.bandwidth is not None:
-            left_at = max(left_at, begins + size / quality.bandwidth)
-        end.flow.rate = size / (left_at - begins) if left_at > begins else 0.0
+        rates = [] if quality.bandwidth is None else [quality.bandwidth]
+        uplink = world.network.uplink_of(host)
+        if uplink is not None:  # connections share a cable evenly, packet by packet
+            busy = sum(one.busy_until > world.now for one in end.process.ends.values())
+            rates.append(uplink / max(1, busy + (end.busy_until <= world.now)))
+        begins = left_at = max(end.busy_until, world.now)
+        end.flow.rate = min(rates, default=0.0)
+        if end.flow.rate:
+            left_at = begins + size / end.flow.rate
         end.busy_until = left_at
         end.flow.written_bytes += size
         self._send(end, (ItemKind.DATA, payload, size))

@@ -116,10 +116,11 @@ def test_an_exponential_latency_has_a_mean_and_an_end():
     assert max(delays) <= 0.01 + 0.01 * EXPONENTIAL_MAX
 
 
-def test_an_uplink_sends_one_after_the_other_whatever_the_connection():
+def test_an_uplink_belongs_to_one_host_until_it_is_taken_away():
     links = Network(random.Random(1), LinkQuality())
     links.set_uplink("a", 1000.0)
 
-    assert links.through_uplink("a", 500, 10.0) == 10.5
-    assert links.through_uplink("a", 500, 10.0) == 11.0
-    assert links.through_uplink("b", 500, 10.0) == 10.0
+    assert links.uplink_of("a") == 1000.0
+    assert links.uplink_of("b") is None
+    links.set_uplink("a", None)
+    assert links.uplink_of("a") is None

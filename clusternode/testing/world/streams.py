@@ -72,7 +72,7 @@ class StreamConnections(Tcp[StreamEnd]):
         source, target = end.process.host.ip, end.other.process.host.ip
         network = self._world.network
         is_limited = network.quality_of(source, target).bandwidth is not None
-        return is_limited or network.has_uplink(source)
+        return is_limited or network.uplink_of(source) is not None
 
     def has_room(self, end: StreamEnd) -> bool:
         """Tell whether the kernels, ours and the other one, take more bytes now."""

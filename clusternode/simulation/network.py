@@ -64,7 +64,7 @@ class Network:
         self._rng = rng
         self._special: dict[HostPair, LinkQuality] = {}
         self._blocked: dict[HostPair, None] = {}  # a dict for its order
-        self._uplinks: dict[str, float] = {}  # host → bytes per second that all its connections share
+        self._uplinks: dict[str, float] = {}  # host → bytes per second of all its connections
         self._is_good = not quality.loss and quality.bandwidth is None
         self.is_plain = self._is_good
         """Whether nothing is wrong with any link."""

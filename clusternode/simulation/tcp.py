@@ -238,6 +238,11 @@ class Tcp(Generic[E]):
             flow.arrived_bytes = max(flow.arrived_bytes, carried)
         return flow.arrived_bytes
 
+    def bytes_ahead(self, end: E) -> int:
+        """Tell how much has arrived of a write whose end has not, and which nobody can read yet."""
+        coming = sum(item[2] for item in end.on_the_way) + self._stalled_bytes(end)
+        return max(0, self.arrived_bytes(end) - (end.flow.written_bytes - coming))
+
     def _stalled_bytes(self, end: E) -> int:
         return sum(item[2] for item in end.stalled) if end.stalled else 0
 

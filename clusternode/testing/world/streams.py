@@ -113,7 +113,8 @@ class StreamConnections(Tcp[StreamEnd]):
     def _progress(self, end: StreamEnd) -> Progress:
         """Tell what a kernel tells: how many bytes have arrived, and how many have yet to."""
         arrived = self.arrived_bytes(end)
-        return Progress(arrived, end.flow.written_bytes - arrived)
+        waiting = end.flow.written_bytes - arrived
+        return Progress(arrived, waiting, unordered_bytes=self.bytes_ahead(end.other))
 
     def _dialed(self, found: Found, dialer: StreamEnd) -> None:
         dialer.process.do(found.take, self._wire(dialer))

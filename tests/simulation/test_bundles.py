@@ -1,0 +1,94 @@
+"""Bundles: large worlds cost less, and tell the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from clusternode.core.settings import HealthSettings
+from clusternode.core.types import ConnectionId, NodeId
+from clusternode.core.wire.messages import Ping
+from clusternode.recording.trace import Recorder, replay
+from clusternode.simulation.model import ModelWorld
+from clusternode.simulation.process import Process
+from clusternode.simulation.runner import run, run_in
+from clusternode.simulation.scenario import Scenario, load
+from clusternode.simulation.world import WorldPlan, address_of
+
+SCENARIOS = Path(__file__).resolve().parent.parent.parent / "scenarios"
+
+
+def bundled(name: str) -> Scenario:
+    scenario = load(SCENARIOS / f"{name}.toml")
+    return attrs.evolve(scenario, plan=attrs.evolve(scenario.plan, fidelity="bundles"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a-reset-changes-nothing",
+        "killed-and-restarted",
+        "clean-stop-is-heard",
+        pytest.param("narrow-link-is-not-death", marks=pytest.mark.slow),
+        pytest.param("load-over-broken-connections", marks=pytest.mark.slow),
+        pytest.param("seed-in-one-half", marks=pytest.mark.slow),
+        pytest.param("paused-node-blames-nobody", marks=pytest.mark.slow),
+    ],
+)
+def test_what_holds_in_other_worlds_holds_in_bundles(name):
+    scenario = bundled(name)
+
+    first, second = run(scenario, 1), run(scenario, 1)
+
+    assert first.violations == []
+    assert first == second
+
+
+def test_a_node_of_a_bundled_world_can_be_recorded(tmp_path):
+    path = tmp_path / "n2.trace"
+    scenario = bundled("killed-and-restarted")
+    with path.open("w") as file:
+        run_in(ModelWorld(scenario.plan, 1, recorder=Recorder(file, NodeId("n2"))), scenario)
+
+    assert replay(path).difference is None
+
+
+def test_every_ping_is_sent_and_answered_as_in_other_worlds():
+    pings = {}
+    for fidelity in ("messages", "bundles"):
+        plan = WorldPlan(
+            node_ids=[NodeId(f"n{index}") for index in range(1, 11)],
+            notification=[address_of(0)],
+            health=HealthSettings(ping_interval=10.0),
+            fidelity=fidelity,
+        )
+        world = ModelWorld(plan, 1)
+        for node_id in world.hosts:
+            world.start(node_id)
+        world.run_until(world.now + 300.0)
+        counters = [snapshot.counters for snapshot in world.snapshots().values()]
+        pings[fidelity] = sum(one["pings_opened"] for one in counters)
+        assert sum(one.get("pings_failed", 0) for one in counters) == 0
+        assert world.counts.messages > 2 * pings[fidelity]
+
+    assert pings["bundles"] == pytest.approx(pings["messages"], rel=0.05)
+
+
+def test_a_node_that_cannot_answer_at_once_takes_the_long_way():
+    plan = WorldPlan(
+        node_ids=[NodeId("n1"), NodeId("n2")], notification=[address_of(0)], fidelity="bundles"
+    )
+    world = ModelWorld(plan, 1)
+    for node_id in world.hosts:
+        world.start(node_id)
+    world.run_until(world.now + 5.0)
+    process = world.hosts[NodeId("n1")].process
+    assert isinstance(process, Process)
+    (connection,) = process.ends
+    digest = process.snapshot().digest
+
+    assert process.echo(connection, Ping(77, digest ^ 1)) is None
+    assert process.echo(ConnectionId(connection + 1), Ping(77, digest)) is None
+    assert process.echo(connection, Ping(77, digest)) is not None

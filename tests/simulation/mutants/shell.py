@@ -51,7 +51,7 @@ def who_raises_has_handled(right: Function) -> Function:
     return failed
 
 
-@shell(Runner, "submit", ["forms-and-talks"], [ORDER])
+@shell(Runner, "submit", ["burst-without-silent-loss"], [ORDER])
 def every_batch_has_a_lane_of_its_own(right: Function) -> Function:
     """What one origin sends on one channel is handled side by side."""
     return lambda self, group, key, batch, count: right(
@@ -59,7 +59,7 @@ def every_batch_has_a_lane_of_its_own(right: Function) -> Function:
     )
 
 
-@shell(MeshReplies, "add", ["reply-before-the-waiter"], [REPLIES])
+@shell(MeshReplies, "add", ["one-way-link"], [REPLIES])
 def one_reply_of_many_is_dropped(right: Function) -> Function:
     """Each fifth reply never reaches who has asked."""
     count = iter(range(10**9))
@@ -71,7 +71,7 @@ def one_reply_of_many_is_dropped(right: Function) -> Function:
     return add
 
 
-@shell(MeshBus, "settle", ["forms-and-talks"], [ONE_RESULT, WAITS])
+@shell(MeshBus, "settle", ["burst-without-silent-loss"], [ONE_RESULT, WAITS])
 def the_last_result_of_a_read_is_forgotten(right: Function) -> Function:
     """Of several results that come at once the last one is lost."""
 

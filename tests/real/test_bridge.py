@@ -50,6 +50,8 @@ async def test_an_attacker_is_banned_users_are_found_and_a_killed_bridge_loses_n
     for line in (
         "OpenSIPS 3 has banned 192.0.2.66",
         "the topic fraud has 192.0.2.66",
+        "$sht(ban=>192.0.2.77) of the first Kamailio is in all caches",
+        "192.0.2.88 of the second OpenSIPS is in $sht(ban) of all Kamailios",
         'asks everyone for alice: "alice is at sip:alice@198.51.100.1"',
         'asks everyone for bob: "here: bob is at sip:bob@198.51.100.2"',
         "OpenSIPS 3: 201 of 201 bans",

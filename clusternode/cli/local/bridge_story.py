@@ -15,6 +15,7 @@ from clusternode.core.types import Seconds
 from clusternode.errors import AgentNotReachable, ControlError
 
 ATTACKER: Final = "192.0.2.66"
+CELL, OTHER_CELL = "192.0.2.77", "192.0.2.88"
 CHOSEN, STANDBY = AGENTS
 STEP_TIMEOUT: Seconds = 30.0
 LOOK_INTERVAL: Seconds = 0.2
@@ -73,7 +74,19 @@ class BridgeStory:
             nursery.start_soon(topic.run)  # the topic is made with its first record
             await self._until(lambda: ATTACKER in topic.values, "the record arrives")
             self._say(f"the topic fraud has {ATTACKER}")
+        await self._share_table()
         await trio.sleep(PACE)
+
+    async def _share_table(self) -> None:
+        """Set a cell on each side, and see it on the other."""
+        proxies, switches = self._world.proxies, self._world.switches
+        await proxies[0].set_cell(CELL)
+        await self._until(lambda: all(CELL in each.table for each in switches), "the cell arrives")
+        self._say(f"$sht(ban=>{CELL}) of the first Kamailio is in all caches")
+        switches[1].set_cell(OTHER_CELL)
+        for proxy in proxies:
+            await self._until(lambda proxy=proxy: proxy.has_cell(OTHER_CELL), "the cell arrives")  # type: ignore[misc]  # bound at once
+        self._say(f"{OTHER_CELL} of the second OpenSIPS is in $sht(ban) of all Kamailios")
 
     async def _register(self) -> None:
         self._screen.heading("3. Alice registers at the first OpenSIPS, bob at the first Kamailio")

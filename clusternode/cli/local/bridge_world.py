@@ -64,8 +64,20 @@ class Switch:
     @property
     def bans(self) -> set[str]:
         """The addresses that are banned here."""
-        found = self.node.node.cache.contents(COLLECTION)
-        return {key.decode().removeprefix("ban:") for key in found}
+        return self._cells("ban:")
+
+    @property
+    def table(self) -> set[str]:
+        """The keys of the Kamailios' table that are here."""
+        return self._cells("htable:")
+
+    def _cells(self, prefix: str) -> set[str]:
+        keys = [key.decode() for key in self.node.node.cache.contents(COLLECTION)]
+        return {key.removeprefix(prefix) for key in keys if key.startswith(prefix)}
+
+    def set_cell(self, key: str) -> None:
+        """cache_store, for a key of the Kamailios' table."""
+        self.node.node.store(f"htable:{key}".encode(), b"1", 60, COLLECTION)
 
     def register(self, user: str, contact: str) -> None:
         self.users[user] = contact

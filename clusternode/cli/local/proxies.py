@@ -16,6 +16,7 @@ from clusternode.testing.real_kamailio import Kamailio, UserAgent, program
 
 CONFIG = Path(__file__).with_name("bridge_kamailio.cfg")
 FRAUD, LOCATE, LOCATE_REPLY = "fraud", "locate", "locate-reply"
+TABLE = "ban"
 REQUEST_TYPE = "text/x-clusternode-request"
 START_TIMEOUT: Seconds = 15.0
 ANSWER_TIMEOUT: Seconds = 8.0
@@ -36,6 +37,11 @@ class Proxy(Protocol):
         ...
 
     async def found_attacker(self, address: str) -> None: ...
+    async def set_cell(self, key: str) -> None:
+        """$sht(ban=>key) = 1."""
+        ...
+
+    async def has_cell(self, key: str) -> bool: ...
     async def register(self, user: str, contact: str) -> None: ...
     async def knows(self, user: str) -> bool:
         """Tell whether the user is in its location table."""
@@ -74,6 +80,14 @@ class SimulatedProxy:
     async def found_attacker(self, address: str) -> None:
         await trio.lowlevel.checkpoint()
         self.kamailio.broadcast(FRAUD, address.encode())
+
+    async def set_cell(self, key: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.kamailio.set(TABLE, key, 1)
+
+    async def has_cell(self, key: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        return key in self.kamailio.table
 
     async def register(self, user: str, contact: str) -> None:
         await trio.lowlevel.checkpoint()
@@ -142,6 +156,12 @@ class RealProxy:
 
     async def found_attacker(self, address: str) -> None:
         await self._agent.send("MESSAGE", FRAUD, self.kamailio, address.encode())
+
+    async def set_cell(self, key: str) -> None:
+        await self._agent.send("MESSAGE", TABLE, self.kamailio, key.encode())
+
+    async def has_cell(self, key: str) -> bool:
+        return await trio.to_thread.run_sync(self.kamailio.cell, TABLE, key) is not None
 
     async def register(self, user: str, contact: str) -> None:
         headers = {"Contact": f"<{contact}>", "Expires": "600"}

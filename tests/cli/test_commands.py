@@ -137,6 +137,17 @@ async def test_topology_is_a_matrix(command, controlled):
     assert ran.status == 1
 
 
+async def test_bridge_status_lists_the_bridges_with_their_links(command):
+    ran = await command("bridge", "status")
+    json_ = await command("bridge", "status", "--json")
+
+    lines = ran.out.splitlines()
+    assert lines[0].split()[:3] == ["BRIDGE", "STATE", "RELAYED"]
+    assert lines[1].split()[:3] == ["fraud", "standby", "0"]
+    assert lines[2] == "fraud: channel:fraud@voip → channel:fraud@billing"
+    assert json.loads(json_.out)[0]["links"] == ["channel:fraud@voip → channel:fraud@billing"]
+
+
 async def test_the_commands_of_a_gateway_are_listed_and_run(command):
     listed = await command("gateway", "opensips")
     shown = await command("gateway", "opensips", "list_tags")

@@ -8,6 +8,9 @@ from typing import Any, Self
 import attrs
 import trio
 
+from clusternode.bridge.memory import Memory
+from clusternode.bridge.running import RunningRule
+from clusternode.bridge.service import BridgeService, read_bridges
 from clusternode.bus.interface import (
     Bus,
     Delivery,
@@ -18,6 +21,7 @@ from clusternode.bus.interface import (
     ResultCallback,
     Sight,
 )
+from clusternode.config.raw import RawTable
 from clusternode.core.effects import Outcome
 from clusternode.core.snapshots import AddressSnapshot, MemberSnapshot, NodeSnapshot
 from clusternode.core.types import Address, Incarnation, NodeId, ResultCode, Tag
@@ -26,6 +30,7 @@ from clusternode.kafka.service import KafkaService, KafkaSettings
 from clusternode.routes.events import EventHub
 
 BODY_MAX = 1000
+BRIDGE = {"name": "fraud", "from": "channel:fraud@voip", "to": "channel:fraud@billing"}
 
 
 def member(node_id: str, status: str = "active", *, local: bool = False) -> MemberSnapshot:
@@ -280,7 +285,8 @@ class FakeControlled:
         self.stopped.set()
 
     def bridge_status(self) -> Sequence[Mapping[str, Any]]:
-        return []
+        (rule,) = read_bridges(RawTable((), {"bridge": [BRIDGE]}), tuple(self.buses))
+        return [RunningRule(rule, Memory(), BridgeService((), self.kafka)).status()]
 
     def route_stats(self) -> Sequence[Mapping[str, Any]]:
         return [{"route": "request:locate", "handled": 3, "seconds": 0.00026049700}]

@@ -67,11 +67,15 @@ class Context:
 
     def complain(self, counter: str, node_id: int | None, host: str, reason: str) -> None:
         """Count what somebody did wrong, and tell of it now and then."""
+        name = "" if node_id is None else str(node_id)
+        self.object(counter, PeerMisbehaved(self.cluster, name, host, reason))
+
+    def object(self, counter: str, event: Event) -> None:
+        """Count something, and raise its event now and then."""
         self.count(counter)
         if self.complained_at is None or self.now - self.complained_at >= COMPLAINT_PAUSE:
             self.complained_at = self.now
-            name = "" if node_id is None else str(node_id)
-            self.raise_event(PeerMisbehaved(self.cluster, name, host, reason))
+            self.raise_event(event)
 
     def take(self) -> list[Effect]:
         """Return what has been asked for since the last time."""

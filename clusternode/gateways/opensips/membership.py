@@ -37,7 +37,7 @@ from clusternode.gateways.opensips.messages import (
     UnknownId,
 )
 from clusternode.gateways.opensips.outbox import Connection, Outbox
-from clusternode.gateways.opensips.settings import PRIORITY_DEFAULT, RETRIES_DEFAULT
+from clusternode.gateways.opensips.settings import PRIORITY_OF_NEIGHBOURS, RETRIES_DEFAULT
 from clusternode.gateways.opensips.topology import NODES_MAX, Node, Progress, Topology
 from clusternode.gateways.opensips.voice import Announced, Voice
 
@@ -70,7 +70,7 @@ class Membership:
     def start(self) -> None:
         """Begin to ping the configured neighbours."""
         for each in self._context.settings.neighbor_node_info:
-            description = Description(str(each.url), "", PRIORITY_DEFAULT, RETRIES_DEFAULT)
+            description = Description(str(each.url), "", PRIORITY_OF_NEIGHBOURS, RETRIES_DEFAULT)
             self._add(each.node_id, description)
 
     # --- packets --------------------------------------------------------------------------------
@@ -92,9 +92,8 @@ class Membership:
         """Take a packet of our cluster."""
         source = packet.source
         if source == self._context.own_id:
-            self._context.count("own_id")
             event = DuplicateId(self._context.cluster, NodeId(str(source)), connection.host)
-            self._context.raise_event(event)
+            self._context.object("own_id", event)
         elif self.topology.get(source) is None:
             self._stranger(packet, connection)
         elif self.is_from_member(source, connection):

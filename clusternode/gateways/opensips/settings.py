@@ -16,6 +16,8 @@ PORT_DEFAULT: Final = 5555
 """OpenSIPS's bin_port; of `bins:` 5556."""
 PORT_DEFAULT_TLS: Final = 5556
 PRIORITY_DEFAULT: Final = 50
+PRIORITY_OF_NEIGHBOURS: Final = 3
+"""Of a configured node: what every OpenSIPS that is not in a database says of itself."""
 RETRIES_DEFAULT: Final = 3
 PACE_DEFAULT: Final = 2000
 """Four senders at this pace are as much as an OpenSIPS 4.0 with two TCP workers took without loss.

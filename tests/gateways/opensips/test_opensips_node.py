@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from clusternode.core.effects import Outcome
-from clusternode.core.events import Joined, NodeStateChanged, PeerMisbehaved
+from clusternode.core.events import DuplicateId, Joined, NodeStateChanged, PeerMisbehaved
 from clusternode.core.types import DeliveryId, NodeId, RequestId, ResultCode, Tag
 from clusternode.core.wire.messages import Message, Reply, Request
 from clusternode.gateways.opensips import effects
@@ -25,7 +26,9 @@ from clusternode.gateways.opensips.messages import (
     Trailer,
     UnknownId,
 )
-from tests.gateways.opensips.memory import World, node_ids
+from clusternode.gateways.opensips.node import OpenSipsNode
+from clusternode.gateways.opensips.settings import BinUrl, Neighbour
+from tests.gateways.opensips.memory import World, node_ids, settings
 
 TAG = Tag("1-1-abc")
 
@@ -356,3 +359,27 @@ def test_a_list_whose_changes_come_first_is_whole_in_any_order():
     stranger(world, TopologyUpdate(1, 2, 9, 1_900_000_000, rows, (2,)), "10.0.0.2")
 
     assert sorted(other.neighbours) == [1, 3]
+
+
+def test_a_neighbour_with_a_name_is_looked_up_before_it_is_dialled_and_again_when_it_is_lost():
+    own = settings(1, ())
+    named = BinUrl("bin", "sip.example.org", 5555)
+    node = OpenSipsNode("opensips", attrs.evolve(own, neighbor_node_info=(Neighbour(2, named),)), 1)
+
+    assert [type(each) for each in node.start(1.0)] == [effects.Resolve]
+    (dial,) = [e for e in node.resolved(2.0, named.host, ["10.0.0.2"]) if type(e) is effects.Dial]
+    wanted = node.closed(3.0, dial.connection)
+    assert not [each for each in wanted if isinstance(each, effects.Dial)]
+
+    assert (dial.host, dial.port) == ("10.0.0.2", 5555)
+    deadline = node.next_deadline()
+    assert deadline is not None
+    assert [e.host for e in node.tick(deadline) if isinstance(e, effects.Resolve)] == [named.host]
+
+
+def test_a_cluster_that_is_told_of_two_with_our_id_says_so_now_and_then():
+    world = joined(1, 2)
+    for _ in range(50):
+        stranger(world, Ping(1, 1, True))
+    told = [event for event in world.members[1].events if isinstance(event, DuplicateId)]
+    assert len(told) == 1 and world.members[1].node.context.counters["own_id"] == 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ from tests.agents import start
 from tests.certificates import Pki
 
 PATIENCE = 20.0
+CHECK = Path(__file__).parents[3] / "docs" / "examples" / "opensips" / "check.py"
 
 
 class NoNames:
@@ -384,3 +386,19 @@ async def test_a_route_of_a_whole_agent_answers_a_script(tmp_path: Path, nursery
         assert [each.text for each in await replies.gather()] == ["found alice for 1"]
         await running_agent.leave()
         await until(lambda: one.bus.members()[1].status == "not_active")
+
+
+@pytest.mark.slow
+async def test_an_operator_tries_his_cluster_in_one_command():
+    async with running(1) as (one,):
+        own = one.gateway.node.context.settings.my_node_info.url
+        (_, port) = ports(2)
+        command = [
+            sys.executable, str(CHECK), "--cluster", "1", "--node", "9", "--text", "Q:there",
+            "--url", f"bin:127.0.62.2:{port}", "--neighbour", f"1={own}", "--seconds", "5",
+        ]  # fmt: skip
+        with trio.fail_after(PATIENCE):
+            ran = await trio.run_process(command, capture_stdout=True)
+
+    assert b"replied in" in ran.stdout and b": A:Q:there" in ran.stdout
+    assert ran.stdout.endswith(b"all well\n")

@@ -174,18 +174,23 @@ class Membership:
         for row in packet.nodes:
             known = self.topology.get(row.node_id)
             if known is not None:
-                self._neighbours(row, known, node, is_restart=packet.sequence == 0)
+                self._neighbours(row, known, node, packet)
         if self._context.own_id in node.neighbours:
             self.links.signal(self._context.now, node.node_id, Signal.SAYS_UP)
         return True
 
-    def _neighbours(self, row: Adjacency, known: Node, author: Node, *, is_restart: bool) -> None:
+    def _neighbours(
+        self, row: Adjacency, known: Node, author: Node, packet: TopologyUpdate
+    ) -> None:
         """Take one list; news may have overtaken it, for OpenSIPS 4.0 keeps no order."""
         neighbours = row.neighbours
         if known is author:
+            # A node that has restarted counts from 0 again, and its 0 need not come to us.
+            is_restart = packet.sequence == 0 or packet.timestamp > known.link.timestamp
             is_news = is_restart or row.link_sequence >= known.link.number
             if is_news:
                 known.link.number = row.link_sequence
+                known.link.timestamp = max(known.link.timestamp, packet.timestamp)
         else:
             is_news = known.link.take_rumour(row.link_sequence, row.link_timestamp)
             if known.node_id in author.neighbours:

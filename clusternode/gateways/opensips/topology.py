@@ -28,35 +28,44 @@ class Progress:
 
     A restarted node begins at 0 again, so OpenSIPS takes 0 for news unless 0 was the last; then the
     sender's time decides. But 4.0 does not keep the order of messages, so here a 0 that others
-    have passed on and that is not younger than what followed it is a late copy.
+    have passed on and that is not younger than what followed it is a late copy. And its 0 may have
+    gone to others only: a smaller number that is younger than the last one tells of it as well.
     """
 
     number: int = NEVER
     timestamp: int = 0
     reset_at: int | None = None
-    """The timestamp of the last 0."""
+    """The timestamp of the first message of its present life that we know of."""
 
     def take(self, number: int, timestamp: int, *, is_direct: bool) -> bool:
         """Tell whether a message is news, and if so remember it."""
-        if number:
-            is_news = number > self.number
-        elif self.number <= 0:
-            is_news = self.number == NEVER or timestamp > self.timestamp
+        if self._is_of_former_life(timestamp):
+            return False
+        if number > self.number:
+            is_news = True
+        elif number:
+            is_news = timestamp > self.timestamp > 0
+        elif self.number == 0:
+            is_news = timestamp > self.timestamp
         else:
             is_late = 0 <= self.timestamp - timestamp <= LATE_MAX and not is_direct
             is_news = timestamp != self.reset_at and not is_late
         if is_news:
-            self.number, self.timestamp = number, timestamp
-            if not number:
+            if number <= self.number or not number:
                 self.reset_at = timestamp
+            self.number, self.timestamp = number, timestamp
         return is_news
 
     def take_rumour(self, number: int, timestamp: int) -> bool:
         """As `take`, for what somebody else says of the source, which may be old."""
         is_news = number > self.number or (number == 0 and timestamp > self.timestamp)
-        if is_news:
+        if is_news and not self._is_of_former_life(timestamp):
             self.number, self.timestamp = number, timestamp
-        return is_news
+            return True
+        return False
+
+    def _is_of_former_life(self, timestamp: int) -> bool:
+        return self.reset_at is not None and 0 < self.reset_at - timestamp <= LATE_MAX
 
 
 @attrs.define(eq=False)

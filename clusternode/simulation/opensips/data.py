@@ -105,7 +105,10 @@ class Contacts:
         return list(record.contacts) if record else []
 
     def packet(self, kind: int, reader: Reader) -> None:
-        if kind in (CONTACT_INSERT, CONTACT_UPDATE, AOR_INSERT):
+        if kind == CONTACT_UPDATE:
+            self._store(_as_insert(reader.rest()), is_contact=True)
+            return
+        if kind in (CONTACT_INSERT, AOR_INSERT):
             self._store(reader.rest(), is_contact=kind != AOR_INSERT)
             return
         key = (reader.string(), reader.string())
@@ -157,6 +160,28 @@ def _check_contact(reader: Reader) -> None:
         raise Refused("last modified")
     reader.string()
     reader.integer()
+
+
+def _as_insert(update: bytes) -> bytes:
+    """Move the contact's id from behind its data, where an update has it, to behind its address."""
+    reader = Reader(update)
+    for _ in range(3):  # domain, AoR, contact
+        reader.string()
+    head = len(update) - len(reader.rest())
+    reader = Reader(update[head:])
+    for _ in range(9):  # Call-ID to instance, expires, q, socket
+        reader.string()
+    for _ in range(2):
+        reader.integer()
+    reader.string()
+    reader.integer()
+    for _ in range(2):  # last modified, data
+        reader.string()
+    tail = reader.rest()
+    contact_id = Reader(tail).string()
+    rest = tail[len(contact_id) + 2 :]
+    data = update[head : len(update) - len(tail)]
+    return update[:head] + fields(contact_id) + data + rest
 
 
 def contact_fields(aor: str, contact: str, call_id: str, *, expires: int) -> bytes:

@@ -97,8 +97,8 @@ class Transport:
         rng: Random,
         handle: Callable[[int, str, bytes], None],
     ) -> None:
-        self.closed_for: list[str] = []
-        """Why connections were closed by this end, oldest first: harm that somebody did."""
+        self.closed_for: list[tuple[str, str]] = []
+        """Host and reason of connections that this end closed, oldest first: harm that was done."""
         self._machine = machine
         self._quirks = quirks
         self._rng = rng
@@ -143,7 +143,7 @@ class Transport:
         elif len(connection.postponed) < POSTPONED_MAX:
             connection.postponed.append(data)
         else:
-            self._drop(number, f"{POSTPONED_MAX} messages wait for {connection.remote[0]}")
+            self._drop(number, connection, f"{POSTPONED_MAX} messages wait")
             return False
         return True
 
@@ -171,12 +171,12 @@ class Transport:
         try:
             messages = connection.cutter.feed(data)
         except Refused as refused:
-            self._drop(number, str(refused))
+            self._drop(number, connection, str(refused))
             return
         for position, message in enumerate(messages):
             if not self._has_room():
                 rest = len(messages) - position
-                self._drop(number, f"burst: {rest} messages of {connection.remote[0]} lost")
+                self._drop(number, connection, f"burst, {rest} messages lost")
                 return
             if self._quirks.reordered and self._rng.random() < self._quirks.reordered:
                 due = self._machine.now + self._rng.uniform(0, self._quirks.delay_max)
@@ -191,7 +191,7 @@ class Transport:
         self._filled = (level, now)
         return level <= self._quirks.burst_max
 
-    def _drop(self, number: int, why: str) -> None:
-        self.closed_for.append(why)
+    def _drop(self, number: int, connection: Connection, why: str) -> None:
+        self.closed_for.append((connection.remote[0], why))
         self._connections.pop(number, None)
         self._machine.close(number)

@@ -14,6 +14,7 @@ from clusternode.core.membership.keepalive import Keepalive
 from clusternode.core.membership.links import Links
 from clusternode.core.membership.members import Members, Merged
 from clusternode.core.membership.membership import Membership
+from clusternode.core.membership.passage import Passage
 from clusternode.core.membership.relaying import Relaying
 from clusternode.core.membership.rerouting import Rerouting
 from clusternode.core.membership.ways import Ways
@@ -376,6 +377,24 @@ def a_lost_connection_is_a_failed_ping(right: Function) -> Function:
 def own_slowness_is_theirs(right: Function) -> Function:
     """A node that stood still counts the silence meanwhile against the others."""
     return lambda self, now: None
+
+
+@mutant(Passage, "look", ["narrow-link-is-not-death"], [FLAPPING, EVERYONE])
+def a_full_queue_is_death(right: Function) -> Function:
+    """A ping behind a queue that moves fails like any other."""
+    return lambda self, *arguments, **named: right(self, *arguments, **named) and False
+
+
+@mutant(Members, "set_health", ["returns-over-a-bad-link", "killed-and-restarted"], [TABLE])
+def events_tell_the_status_and_not_what_was_told(right: Function) -> Function:
+    """The previous status of an event is the one before it, told or not."""
+
+    def set_health(self: Members, row: Any, health: Any, *arguments: Any) -> None:
+        if row.told is not None:
+            row.told = row.health
+        right(self, row, health, *arguments)
+
+    return set_health
 
 
 @mutant(Node, "_destinations", ["forms-and-talks", "rolling-restart"], [TRUE, REACHED, ONE_RESULT])

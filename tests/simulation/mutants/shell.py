@@ -11,9 +11,11 @@ from clusternode.core.types import ResultCode
 from clusternode.routes.dispatcher import Dispatcher
 from clusternode.routes.runner import Runner
 from clusternode.runtime.connections import Connections
+from clusternode.runtime.driver import Driver
 from tests.simulation.mutants.catalogue import (
     DEAD,
     EVERYONE,
+    FLAPPING,
     MUTANTS,
     ONE_RESULT,
     ORDER,
@@ -27,6 +29,16 @@ from tests.simulation.mutants.catalogue import (
 )
 
 shell = partial(mutant, world="agents")
+
+
+@shell(Driver, "_report_lag", ["paused-node-blames-nobody"], [FLAPPING])
+def nobody_notices_that_the_loop_stood_still(right: Function) -> Function:
+    """The driver goes on as if no time had passed."""
+
+    def report_lag(self: Any, now: float) -> None:
+        self._armed = self._excused = now
+
+    return report_lag
 
 
 @shell(Connections, "_lost", ["killed-and-restarted", "swarm:2"], [DEAD, REACHED, EVERYONE])

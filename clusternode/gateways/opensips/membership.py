@@ -334,12 +334,11 @@ class Membership:
 
     def _tell_reachability(self) -> None:
         hops = self.topology.hops
-        was_alone = not any(node.was_reachable for node in self.topology)
+        was_alone = not any(node.status == "active" for node in self.topology)
         for node in list(self.topology):
             is_reachable = node.node_id in hops
-            if is_reachable is node.was_reachable:
+            if is_reachable is (node.status == "active"):
                 continue
-            node.was_reachable = is_reachable
             name = str(node.node_id)
             if not is_reachable:
                 self.topology.forget_links(node)
@@ -353,7 +352,7 @@ class Membership:
             self._on_node(node.node_id, is_reachable)
 
     def _state_changed(self, node: Node, status: str, reason: str) -> None:
-        previous = "active" if status != "active" else "not_active"
+        previous, node.status = node.status, status
         event = NodeStateChanged(
             self._context.cluster,
             str(node.node_id),

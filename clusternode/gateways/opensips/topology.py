@@ -84,8 +84,8 @@ class Node:
     addresses: tuple[str, ...] = ()
     """Numeric; none while the name of its url is not looked up."""
     is_enabled: bool = True
-    was_reachable: bool = False
-    """As it was told last."""
+    status: str = "new"
+    """As it was told last: active, not_active or removed."""
 
 
 class Topology:

@@ -38,7 +38,7 @@ async def check(gateway: OpenSipsGateway, text: str, seconds: float) -> bool:
     with trio.move_on_after(seconds):
         while True:  # until nothing new comes up any more
             before = [member.node_id for member in bus.members() if member.link == "direct"]
-            await trio.sleep(1.5)
+            await trio.sleep(seconds / 7)
             after = [member.node_id for member in bus.members() if member.link == "direct"]
             if after and after == before:
                 break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import attrs
 import pytest
 
@@ -65,8 +67,18 @@ def test_events_tell_of_nodes_that_come_and_go():
     world.kill(2)
     world.run(1.0)
 
-    changes = [(e.node_id, e.new_state) for e in events if isinstance(e, NodeStateChanged)]
-    assert changes == [("2", 1), ("2", 0)]
+    world.perform(1, world.members[1].node.perform(world.now, partial(remove, world, 2)))
+
+    changes = [event for event in events if isinstance(event, NodeStateChanged)]
+    assert [(each.previous, each.status, each.new_state) for each in changes] == [
+        ("new", "active", 1),
+        ("active", "not_active", 0),
+        ("not_active", "removed", 0),
+    ]
+
+
+def remove(world: World, number: int) -> None:
+    assert world.members[1].node.remove(number)
 
 
 def test_a_killed_process_is_known_in_some_round_trips():

@@ -395,7 +395,7 @@ async def test_an_operator_tries_his_cluster_in_one_command():
         (_, port) = ports(2)
         command = [
             sys.executable, str(CHECK), "--cluster", "1", "--node", "9", "--text", "Q:there",
-            "--url", f"bin:127.0.62.2:{port}", "--neighbour", f"1={own}", "--seconds", "5",
+            "--url", f"bin:127.0.62.2:{port}", "--neighbour", f"1={own}", "--seconds", "2",
         ]  # fmt: skip
         with trio.fail_after(PATIENCE):
             ran = await trio.run_process(command, capture_stdout=True)

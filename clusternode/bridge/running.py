@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -106,11 +106,12 @@ class RunningRule:
 
     # --- which agent ----------------------------------------------------------------------------
 
-    def rank(self, members: Sequence[MemberSnapshot]) -> bool:
+    def rank(self, members: Sequence[MemberSnapshot], cut_off: Mapping[str, Sequence[str]]) -> bool:
         """See whether this agent is the one; return whether that has changed.
 
-        The first of the reachable members that listen on the channel is it, as `Bus.rank` has it;
-        that is asked for all rules at a time, so it is not called.
+        The first of the reachable members that listen on the channel is it, as `Bus.rank` has it,
+        which would ask for the members once for each rule; but one that sees nobody on a bus of
+        the rule (`cut_off`: agent → buses) comes after those that do.
         """
         if not self.rule.is_ranked:
             return False
@@ -121,7 +122,10 @@ class RunningRule:
         )
         own = next((member.node_id for member in members if member.local), None)
         self.shares = len(listening) > 1
-        before, self.is_chosen = self.is_chosen, own not in listening or own == listening[0]
+        buses = self.rule.buses
+        able = [each for each in listening if not buses.intersection(cut_off.get(each, ()))]
+        first = (able or listening or [""])[0]
+        before, self.is_chosen = self.is_chosen, own not in listening or own == first
         return before != self.is_chosen
 
     def hold(self, relay: Relay, arrival: Arrival) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
@@ -10,17 +11,18 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
-from clusternode.bridge.agents import AGENTS_CHANNEL, Agents
+from clusternode.bridge.agents import AGENTS_CHANNEL, Agents, is_cut_off
 from clusternode.bridge.circles import check_circles
 from clusternode.bridge.junction import add_junctions
 from clusternode.bridge.memory import Memory
 from clusternode.bridge.running import Copy, RunningRule
 from clusternode.bridge.settings import SECTION, Link, Rule, read_rules
+from clusternode.bridge.standby import Notice
 from clusternode.bridge.worlds import MESH, world_of
 from clusternode.bus.interface import Bus
 from clusternode.config.raw import RawTable
 from clusternode.core.events import Joined, NodeStateChanged, RecordChanged
-from clusternode.core.types import ResultCode, Seconds
+from clusternode.core.types import Instant, ResultCode, Seconds
 from clusternode.errors import ClusternodeError, ConfigError
 from clusternode.kafka.connections import Connection
 from clusternode.kafka.ends import TYPED, End
@@ -116,6 +118,7 @@ class BridgeService:
         self._incarnations: dict[tuple[str, str], object] = {}  # (bus, node) → its life
         self._nonce = secrets.token_hex(8)
         self._wake = trio.Event()
+        self._looked_at: Instant = -math.inf
         kafka.set_bridges(self.wanted, self.status)
 
     def prepare(self, rules: Sequence[Rule]) -> None:
@@ -210,9 +213,11 @@ class BridgeService:
                         await self._wake.wait()
                         await trio.sleep(GATHER)
                     self._wake = trio.Event()
-                    self._look()
-                    self._tell()
-                    self._forget()
+                    if trio.current_time() - self._looked_at >= LOOK_INTERVAL:
+                        self._look()
+                        self._tell_agents()
+                        self._forget()
+                    self._tell_done()
                     for running in self._running:
                         copies = running.overdue()
                         if copies:
@@ -225,6 +230,7 @@ class BridgeService:
         del bus, view
         self._incarnations.clear()
         self.agents.has_told = None  # whoever has come must hear it
+        self._looked_at = -math.inf
         self._wake.set()
 
     @property
@@ -234,13 +240,17 @@ class BridgeService:
 
     def _look(self) -> None:
         """See which rules this agent relays for now; tell of those that have changed."""
+        self._looked_at = trio.current_time()
         mesh = self._mesh
         members = () if mesh is None else mesh.members()
         self.agents.keep(member.node_id for member in members if member.status == "active")
+        cut_off = dict(self.agents.cut_off)
+        if mesh is not None:
+            cut_off[mesh.node_id] = self._cut_off()
         for running in self._running:
             before = running.state
             if mesh is not None:
-                has_changed = running.rank(members)
+                has_changed = running.rank(members, cut_off)
             else:
                 has_changed, running.is_chosen = not running.is_chosen, True
             if has_changed:
@@ -248,15 +258,25 @@ class BridgeService:
                 name = CHOSEN if running.is_chosen else STANDBY
                 self.events.raise_event(name, {"bridge": running.rule.name})
 
-    def _tell(self) -> None:
+    def _tell_done(self) -> None:
         mesh = self._mesh
-        if mesh is None:
-            return
-        for running in self._running:
-            running.tell(mesh)
-        if self._running:
-            foreign = [bus for bus in self._buses.values() if not world_of(bus.name).carries_marks]
-            self.agents.tell(mesh, {bus.name: str(bus.node_id) for bus in foreign})
+        if mesh is not None:
+            for running in self._running:
+                running.tell(mesh)
+
+    def _tell_agents(self) -> None:
+        mesh = self._mesh
+        if mesh is not None and self._running:
+            others = [bus for bus in self._buses.values() if bus is not mesh]
+            unmarked = [bus for bus in others if not world_of(bus.name).carries_marks]
+            nodes = {bus.name: str(bus.node_id) for bus in unmarked}
+            if others:
+                self.agents.tell(mesh, Notice(nodes, cut_off=self._cut_off()))
+
+    def _cut_off(self) -> tuple[str, ...]:
+        """Return the names of our buses on which we see nobody."""
+        others = [bus for bus in self._buses.values() if bus is not self._mesh]
+        return tuple(bus.name for bus in others if is_cut_off(bus))
 
     def _forget(self) -> None:
         windows = [running.rule.loops.loop_window for running in self._running]

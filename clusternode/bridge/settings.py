@@ -221,6 +221,12 @@ class Rule:
     def has_topics(self) -> bool:
         return any("kafka" in (link.source.kind, link.target.kind) for link in self.links)
 
+    @property
+    def buses(self) -> frozenset[str]:
+        """The clusters and gateways of its ends."""
+        ends = [end for link in self.links for end in (link.source, link.target)]
+        return frozenset(end.where for end in ends if end.kind != "kafka" and end.where)
+
     def place(self, end: End) -> str:
         """Return what an end is called in paths: the same on every agent."""
         return f"{end}/{self.loops.site}" if self.loops.site else str(end)

@@ -106,15 +106,17 @@ class Held(Generic[Item]):
 
 @attrs.frozen
 class Notice:
-    """What an agent tells the others that have the rule."""
+    """What an agent tells the others that have bridges."""
 
     nodes: Mapping[str, str] = attrs.field(factory=dict)
     """Name of a gateway's bus → the id of the agent's own node there."""
     done: Sequence[str] = ()
     """Fingerprints of messages that it has dealt with."""
+    cut_off: Sequence[str] = ()
+    """Names of buses on which it sees nobody."""
 
     def encode(self) -> bytes:
-        return json.dumps({"nodes": self.nodes, "done": self.done}).encode()
+        return json.dumps(attrs.asdict(self)).encode()
 
 
 def parse_notice_untrusted(body: bytes) -> Notice:
@@ -139,4 +141,9 @@ def parse_notice_untrusted(body: bytes) -> Notice:
         raise RemoteProtocolError(f"done: at most {DONE_MAX} fingerprints")
     if not all(isinstance(each, str) and len(each) <= FINGERPRINT_LENGTH_MAX for each in done):
         raise RemoteProtocolError("done: no fingerprint")
-    return Notice(nodes, done)
+    cut_off = found.get("cut_off", [])
+    if not isinstance(cut_off, list) or len(cut_off) > NODES_MAX:
+        raise RemoteProtocolError(f"cut_off: at most {NODES_MAX} names")
+    if not all(isinstance(each, str) and is_name(each) for each in cut_off):
+        raise RemoteProtocolError("cut_off: no name")
+    return Notice(nodes, tuple(done), tuple(cut_off))

@@ -56,6 +56,7 @@ async def test_a_request_is_asked_there_and_its_replies_come_back(world, autojum
 async def test_another_agent_takes_over_when_the_chosen_one_dies(world, autojump_clock):
     await world.agents.pop("n1").kill()
     await eventually(lambda: world.states("fraud") == {"n2": "chosen"})
+    await world.settled()  # else the far side waits for the dead one, too
 
     results = await world.agents["n3"].bus.broadcast("fraud", "192.0.2.88")
 

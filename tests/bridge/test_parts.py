@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +18,16 @@ from clusternode.bridge.marks import (
     split_untrusted,
 )
 from clusternode.bridge.memory import Memory, TokenBucket
+from clusternode.bridge.running import RunningRule
+from clusternode.bridge.service import BridgeService, read_bridges
 from clusternode.bridge.standby import Held, Notice, parse_notice_untrusted
 from clusternode.bridge.verdicts import combine, verdict
-from clusternode.core.types import ResultCode
+from clusternode.config.raw import RawTable
+from clusternode.core.types import ChannelName, ResultCode
 from clusternode.core.wire.codec import is_content_type
 from clusternode.errors import RemoteProtocolError
+from clusternode.kafka.service import KafkaService, KafkaSettings
+from tests.fakes.bus import member
 
 MARKS = st.builds(
     lambda identity, ends: Mark(identity_of(identity), tuple(map(place_of, ends))),
@@ -97,7 +103,7 @@ def test_beyond_the_bound_the_oldest_copies_go_and_are_counted():
 
 
 def test_a_notice_survives_and_nonsense_is_refused():
-    notice = Notice({"opensips": "9"}, ["a", "b"])
+    notice = Notice({"opensips": "9"}, ("a", "b"), ("kamailio",))
 
     assert parse_notice_untrusted(notice.encode()) == notice
     wrong: list[object] = [
@@ -106,6 +112,8 @@ def test_a_notice_survives_and_nonsense_is_refused():
         {"nodes": {"a": 1}},
         {"done": 1},
         {"done": ["x" * 33]},
+        {"cut_off": 1},
+        {"cut_off": [1]},
     ]
     for body in (b"", *(json.dumps(each).encode() for each in wrong)):
         with pytest.raises(RemoteProtocolError):
@@ -137,3 +145,30 @@ def test_the_far_side_has_it_when_all_that_are_there_have_it(codes, expected):
 )
 def test_of_several_rules_the_one_that_failed_counts(codes, expected):
     assert combine([ResultCode(code) for code in codes]) == expected
+
+
+@pytest.mark.parametrize(
+    ("cut_off", "chosen"),
+    [
+        ({}, True),
+        ({"n1": ["b"]}, False),
+        ({"n1": ["elsewhere"]}, True),
+        ({"n1": ["b"], "n2": ["a"]}, True),
+        ({"n2": ["b"]}, True),
+    ],
+)
+def test_an_agent_that_sees_nobody_on_a_bus_stands_back_for_one_that_does(cut_off, chosen):
+    bridge = {"name": "x", "from": "channel:x@a", "to": "channel:x@b"}
+    (rule,) = read_bridges(RawTable((), {"bridge": [bridge]}), ("a", "b"))
+    running = RunningRule(rule, Memory(), BridgeService((), KafkaService(KafkaSettings())))
+    names = (ChannelName("bridge:x"),)
+    members = [
+        attrs.evolve(member("n1", local=True), channels=names),
+        attrs.evolve(member("n2"), channels=names),
+        member("n0"),
+    ]
+
+    running.rank(members, cut_off)
+
+    assert running.is_chosen is chosen
+    assert running.shares

@@ -124,8 +124,10 @@ class RunningRule:
         self.shares = len(listening) > 1
         buses = self.rule.buses
         able = [each for each in listening if not buses.intersection(cut_off.get(each, ()))]
-        first = (able or listening or [""])[0]
-        before, self.is_chosen = self.is_chosen, own not in listening or own == first
+        before, self.is_chosen = (
+            self.is_chosen,
+            own not in listening or own == [*able, *listening][0],
+        )
         return before != self.is_chosen
 
     def hold(self, relay: Relay, arrival: Arrival) -> None:

@@ -31,6 +31,8 @@ ASKED_AT_ONCE = 5
 ASKED_MAX = 12
 """Ways that are asked for one ping; a dead member of a large cluster is not asked for everywhere.
 """
+ASKED_FOR_LOST_MAX = 6
+"""Ways that are asked for a member that is not active anyway."""
 GRACE_DIVISOR = 4
 """A direct connection whose peer answers over another way has this part of `ping_timeout` more."""
 
@@ -95,6 +97,7 @@ class Rerouting:
         self._relaying = Relaying(context, links)
         self._ways = Ways(members)
         self._paths: dict[NodeId, Path] = {}
+        self._found: dict[NodeId, Way] = {}  # the ways in use
         self._over: dict[NodeId, dict[NodeId, None]] = {}  # first relay → members reached over it
         self._published_at: Instant | None = None
 
@@ -122,10 +125,8 @@ class Rerouting:
         down = tuple(
             sorted(
                 node_id
-                for node_id, path in self._paths.items()
-                if path.way
-                and self._members.is_active(node_id)
-                and self._links.direct_to(node_id) is None
+                for node_id in self._found
+                if self._members.is_active(node_id) and self._links.direct_to(node_id) is None
             )
         )[:DOWN_MAX]
         own = self._members.own
@@ -180,6 +181,7 @@ class Rerouting:
             if over is not None:
                 over.pop(node_id, None)
             path.way = ()
+            del self._found[node_id]
 
     # --- asking ---------------------------------------------------------------------------------
 
@@ -206,11 +208,13 @@ class Rerouting:
     def _ask_more(self, node_id: NodeId, path: Path) -> bool:
         if path.way and path.way not in path.tried:
             self._ask_over(node_id, path, path.way)
-        if len(path.asked) < ASKED_AT_ONCE and len(path.tried) < ASKED_MAX:
-            known = {other: one.way for other, one in self._paths.items() if one.way}
-            for way in self._ways.candidates(node_id, known, path.tried):
+        row = self._members.rows[node_id]
+        asked_max = ASKED_MAX if row.health is Health.ACTIVE else ASKED_FOR_LOST_MAX
+        if len(path.asked) < ASKED_AT_ONCE and len(path.tried) < asked_max:
+            ways = self._ways.candidates(node_id, self._found, path.tried, row.fail_count)
+            for way in ways:
                 self._ask_over(node_id, path, way)
-                if len(path.asked) >= ASKED_AT_ONCE or len(path.tried) >= ASKED_MAX:
+                if len(path.asked) >= ASKED_AT_ONCE or len(path.tried) >= asked_max:
                     break
         return bool(path.asked)
 
@@ -358,7 +362,7 @@ class Rerouting:
 
     def _take(self, node_id: NodeId, path: Path, way: Way) -> None:
         self._leave(node_id, path)
-        path.way = way
+        path.way = self._found[node_id] = way
         self._over.setdefault(way[0], {})[node_id] = None
 
     def _use(self, node_id: NodeId, now: Instant) -> None:

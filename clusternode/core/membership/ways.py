@@ -7,6 +7,7 @@ a way is used when a ping has come back over it.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Container, Iterator, Mapping
 from typing import TypeAlias
 
@@ -26,6 +27,9 @@ def shown(way: Way) -> str:
 
 REFUSED_MAX = 4096
 """Links of others that are known to be missing; the oldest are asked again first."""
+LOOKED_AT_MAX = 64
+"""Relays that are looked at for one ping: in a large cluster that is torn apart every member asks
+for every other one. The next ping that fails goes on with the next ones."""
 
 
 class Ways:
@@ -35,7 +39,8 @@ class Ways:
         self._members = members
         self._relays: list[tuple[int, NodeId]] = []  # (priority, id) of those directly connected
         self._priorities: dict[NodeId, int] = {}  # the same by id
-        self._refused: dict[tuple[NodeId, NodeId], None] = {}  # (from, to), the oldest first
+        self._refused: dict[tuple[NodeId, NodeId], int] = {}  # (from, to) → when, in refusals
+        self._refusals = 0
 
     def opened(self, node_id: NodeId) -> None:
         """A direct connection is open: the node can pass things on for us."""
@@ -60,7 +65,8 @@ class Ways:
         self._refused.pop((at, following), None)
         if len(self._refused) >= REFUSED_MAX:
             del self._refused[next(iter(self._refused))]
-        self._refused[at, following] = None
+        self._refusals += 1
+        self._refused[at, following] = self._refusals
 
     def proved(self, way: Way, target: NodeId) -> None:
         """Something came back over a way: all its links work."""
@@ -75,7 +81,7 @@ class Ways:
         ]
 
     def candidates(
-        self, target: NodeId, known: Mapping[NodeId, Way], tried: Container[Way]
+        self, target: NodeId, known: Mapping[NodeId, Way], tried: Container[Way], turn: int
     ) -> Iterator[Way]:
         """Yield the ways to a member that were not tried yet.
 
@@ -85,24 +91,29 @@ class Ways:
             target: The member.
             known: The ways that work to members without a direct link: they can pass on too.
             tried: Ways to leave out.
+            turn: How many pings of the member have failed: where to go on among many relays.
         """
-        doubtful: list[Way] = []
-        for way in self._all(target, known):
+        doubtful: list[tuple[int, Way]] = []
+        for way in self._all(target, known, turn):
             if way in tried:
                 continue
             if self._is_doubtful(way[-1], target):
-                doubtful.append(way)
+                doubtful.append((self._refused.get((way[-1], target), 0), way))
             else:
                 yield way
-        order = {pair: index for index, pair in enumerate(self._refused)} if doubtful else {}
-        yield from sorted(doubtful, key=lambda way: order.get((way[-1], target), -1))
+        doubtful.sort()
+        for _, way in doubtful:
+            yield way
 
-    def _all(self, target: NodeId, known: Mapping[NodeId, Way]) -> Iterator[Way]:
-        rows = self._members.rows
-        for _, relay in self._relays:
+    def _all(self, target: NodeId, known: Mapping[NodeId, Way], turn: int) -> Iterator[Way]:
+        rows, relays = self._members.rows, self._relays
+        if len(relays) > LOOKED_AT_MAX:
+            start = turn * LOOKED_AT_MAX % len(relays)
+            relays = (relays[start:] + relays[:start])[:LOOKED_AT_MAX]
+        for _, relay in relays:
             if relay != target and rows[relay].health is Health.ACTIVE:
                 yield (relay,)
-        for relay, way in known.items():
+        for relay, way in itertools.islice(known.items(), LOOKED_AT_MAX):
             if relay != target and target not in way and len(way) < RELAYS_MAX:
                 yield (*way, relay)
 

@@ -21,9 +21,14 @@ from clusternode.simulation.world import TIME_ZERO
 WIDTH = 1200
 MARGIN = 90
 """For the names at the left."""
-LIFE_HEIGHT, LOAD_HEIGHT, LINKS_HEIGHT, VIEW_HEIGHT, GAP = 10, 24, 12, 5, 22
+LIFE_HEIGHT, LOAD_HEIGHT, LINKS_HEIGHT, GAP = 10, 24, 12, 22
 FAULT_HEIGHT = 14
 FAULTS_SHOWN_MAX = 60
+NAME_LENGTH_MAX = 90
+LETTER_WIDTH = 6.5
+"""Of the text in the pictures, roughly."""
+OBSERVERS_NAMED_MAX = 12
+"""With so few nodes there is room for the name of who sees a node."""
 NODES_SHOWN_MAX = 60
 """More lanes than this nobody reads; the first ones are drawn, and the page says so."""
 BINS = 240
@@ -75,7 +80,7 @@ def page(scenario: Scenario, result: RunResult, history: History) -> str:
             f"{result.messages} messages, digest {result.digest}: <b{css}>{verdict}</b></p>",
             *_key(),
             *_faults(scenario, history, frame),
-            *_nodes(nodes, history, frame),
+            *_nodes(nodes, history, frame, result),
             *_more_nodes(len(scenario.plan.node_ids)),
             *_violations(result),
             "</body></html>",
@@ -91,7 +96,8 @@ def _key() -> Iterator[str]:
     yield '<span><i style="background:#444"></i>runs</span>'
     yield '<span><i style="background:#7aa7d9"></i>messages that it handled</span>'
     yield '<span><i style="background:#c33"></i>its messages that did not end with 200</span>'
-    yield '<span><i style="background:#b59ad0"></i>connections that are open</span></p>'
+    yield '<span><i style="background:#b59ad0"></i>connections that are open</span>'
+    yield '<span><i style="background:#b3261e;width:3px"></i>something did not hold</span></p>'
 
 
 # Faults.
@@ -99,30 +105,55 @@ def _key() -> Iterator[str]:
 
 def _faults(scenario: Scenario, history: History, frame: Frame) -> Iterator[str]:
     """Draw what the story did: a line for each step, a bar for what lasted."""
-    rows = [(TIME_ZERO + step.at, None, step.kind) for step in scenario.steps]
-    bars = [_bar_of(one) for one in history.disturbances]
-    shown = sorted([*rows, *bars], key=lambda row: row[0])[:FAULTS_SHOWN_MAX]
+    rows: list[tuple[list[Span], str]] = [
+        ([(TIME_ZERO + step.at, None)], f"{step.kind} {step.detail}"[:NAME_LENGTH_MAX])
+        for step in scenario.steps
+    ]
+    rows += _bars(history)
+    shown = sorted(rows, key=lambda row: row[0][0][0])[:FAULTS_SHOWN_MAX]
     height = FAULT_HEIGHT * (len(shown) + 1) + 6
     yield "<h2>What happened</h2>"
     yield f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="faults and steps">'
     yield from _ticks(frame, height)
-    for index, (at, until, name) in enumerate(shown):
+    for index, (spans, name) in enumerate(shown):
         y = FAULT_HEIGHT * (index + 1)
-        x = frame.x(at)
-        end = x + 2 if until is None else max(frame.x(until), x + 2)
-        color = "#777" if until is None else "#d98a7f"
-        yield f'<rect x="{x}" y="{y + 2}" width="{end - x:.1f}" height="9" fill="{color}"/>'
-        is_late = x > WIDTH * 0.75
-        anchor, text_x = ("end", x - 4) if is_late else ("start", end + 4)
-        text_x = min(text_x, WIDTH - 200.0) if not is_late else text_x
+        last = 0.0
+        for at, until in spans:
+            x = frame.x(at)
+            last = x + 2 if until is None else max(frame.x(until), x + 2)
+            color = "#777" if until is None else "#d98a7f"
+            yield f'<rect x="{x}" y="{y + 2}" width="{last - x:.1f}" height="9" fill="{color}"/>'
+        first = frame.x(spans[0][0])
+        is_right = last + LETTER_WIDTH * len(name) < WIDTH
+        anchor, text_x = ("start", last + 4) if is_right else ("end", first - 4)
+        if not is_right and first - MARGIN < LETTER_WIDTH * len(name):
+            anchor, text_x = "start", first + 4  # neither side has room: upon the bar
         yield f'<text x="{text_x:.1f}" y="{y + 10}" text-anchor="{anchor}">{escape(name)}</text>'
     yield "</svg>"
 
 
-def _bar_of(one: Disturbance) -> tuple[Instant, Instant | None, str]:
+Span = tuple[Instant, Instant | None]  # from, to; None for a moment
+
+
+def _bars(history: History) -> list[tuple[list[Span], str]]:
+    """Return what lasted, in a row each; resets of connections, which are many, share one."""
+    bars: list[tuple[list[Span], str]] = []
+    resets: list[Span] = []
+    for one in history.disturbances:
+        at, until, name = _bar_of(one)
+        if one.kind == "resets":
+            resets.append((at, until))
+        else:
+            bars.append(([(at, until)], name))
+    if resets:
+        bars.append((resets, f"connections reset twice within a ping: {len(resets)}"))
+    return bars
+
+
+def _bar_of(one: Disturbance) -> tuple[Instant, Instant, str]:
     sides = [",".join(sorted(side)) for side in (one.left, one.right) if side]
     name = one.kind if " " in one.kind else f"{one.kind} {' – '.join(sides)}"
-    return one.at, float("inf") if one.until is None else one.until, name[:80]
+    return one.at, float("inf") if one.until is None else one.until, name[:NAME_LENGTH_MAX]
 
 
 def _ticks(frame: Frame, height: int) -> Iterator[str]:
@@ -136,13 +167,16 @@ def _ticks(frame: Frame, height: int) -> Iterator[str]:
 # Nodes.
 
 
-def _nodes(nodes: Sequence[NodeId], history: History, frame: Frame) -> Iterator[str]:
+def _nodes(
+    nodes: Sequence[NodeId], history: History, frame: Frame, result: RunResult
+) -> Iterator[str]:
     handled, failed = _message_bins(history, frame)
     links = _link_bins(history, frame)
     views = _views(history)
     most = max((max(row) for row in handled.values()), default=1) or 1
     most_links = max((max(row) for row in links.values()), default=1) or 1
-    lane = LIFE_HEIGHT + LOAD_HEIGHT + LINKS_HEIGHT + VIEW_HEIGHT * len(nodes) + GAP
+    view_height = 9 if len(nodes) <= OBSERVERS_NAMED_MAX else 5
+    lane = LIFE_HEIGHT + LOAD_HEIGHT + LINKS_HEIGHT + view_height * len(nodes) + GAP
     height = lane * len(nodes) + FAULT_HEIGHT
     yield f"<h2>The nodes</h2><p>At most {most} messages a column, {most_links} connections.</p>"
     yield f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="a lane for each node">'
@@ -157,9 +191,22 @@ def _nodes(nodes: Sequence[NodeId], history: History, frame: Frame) -> Iterator[
         y += LOAD_HEIGHT
         yield from _columns(links[node_id], most_links, y, LINKS_HEIGHT, "#b59ad0")
         y += LINKS_HEIGHT + 2
-        yield f'<text x="4" y="{y + 8}" fill="#888">as others see it</text>'
+        if len(nodes) > OBSERVERS_NAMED_MAX:
+            yield f'<text x="4" y="{y + 8}" fill="#888">as others see it</text>'
         for row, observer in enumerate(nodes):
-            yield from _view(views.get((observer, node_id), []), frame, y + row * VIEW_HEIGHT)
+            top = y + row * view_height
+            if len(nodes) <= OBSERVERS_NAMED_MAX and observer != node_id:
+                yield (
+                    f'<text x="{MARGIN - 6}" y="{top + 8}" text-anchor="end" fill="#888" '
+                    f'style="font-size:9px">seen by {escape(observer)}</text>'
+                )
+            yield from _view(views.get((observer, node_id), []), frame, top, view_height)
+    for one in result.violations[:VIOLATIONS_SHOWN_MAX]:
+        x = frame.x(one.at + TIME_ZERO)
+        yield (
+            f'<line x1="{x}" y1="0" x2="{x}" y2="{height}" stroke="#b3261e" stroke-dasharray="3 3">'
+            f"<title>{escape(one.invariant)}: {escape(one.detail)}</title></line>"
+        )
     yield "</svg>"
 
 
@@ -239,12 +286,12 @@ def _views(history: History) -> dict[tuple[NodeId, NodeId], View]:
     return views
 
 
-def _view(view: View, frame: Frame, y: int) -> Iterator[str]:
+def _view(view: View, frame: Frame, y: int, height: int) -> Iterator[str]:
     for since, until, status, observer in view:
         x = frame.x(since)
         width = max(frame.x(until) - x, 1)
         yield (
-            f'<rect x="{x}" y="{y}" width="{width:.1f}" height="{VIEW_HEIGHT - 1}" '
+            f'<rect x="{x}" y="{y}" width="{width:.1f}" height="{height - 1}" '
             f'fill="{STATUS_COLORS.get(status, "#000")}">'
             f"<title>{escape(observer)} says {escape(status)}</title></rect>"
         )

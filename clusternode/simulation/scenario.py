@@ -41,6 +41,8 @@ class Step:
     at: Seconds
     kind: str
     action: Action
+    detail: str
+    """What else the story says of it, in one line."""
 
 
 @attrs.frozen
@@ -237,7 +239,21 @@ def _step(table: Table) -> Step:
     table.taken[kinds[0]] = None
     action = STEP_KINDS[kinds[0]](table)
     table.finish()
-    return Step(at, kinds[0], action)
+    return Step(at, kinds[0], action, _detail(table.values, kinds[0]))
+
+
+def _detail(values: Mapping[str, Any], kind: str) -> str:
+    """Say whom a step is about and how, as the story does."""
+    about = "" if values[kind] is True else _words(values[kind])
+    rest = [f"{key} {_words(value)}" for key, value in values.items() if key not in (kind, "at")]
+    return ", ".join(part for part in (about, *rest) if part)
+
+
+def _words(value: Any) -> str:  # noqa: ANN401  # what TOML holds
+    if isinstance(value, list):
+        mark = " | " if any(isinstance(one, list) for one in value) else " "
+        return mark.join(map(_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _expectations(table: Table) -> tuple[list[str], list[Hope]]:

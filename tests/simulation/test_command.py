@@ -205,7 +205,7 @@ def test_a_report_is_one_page_that_shows_nodes_faults_and_what_did_not_hold(stor
     parser.feed(text)
     parser.close()
     assert "n1 lists n2" in text
-    assert ">kill<" in text
+    assert ">kill n2<" in text
     assert "says active" in text
     assert "http" not in text and "<script" not in text
 

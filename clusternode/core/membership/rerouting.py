@@ -33,6 +33,10 @@ ASKED_MAX = 12
 """
 ASKED_FOR_LOST_MAX = 6
 """Ways that are asked for a member that is not active anyway."""
+MANY_LOST = 32
+"""Where more members than that have no way, the network is torn apart, and not one link broken."""
+ASKED_IF_MANY = 2
+"""Ways that are asked for each of so many: a pair of halves of a thousand must not ask millions."""
 GRACE_DIVISOR = 4
 """A direct connection whose peer answers over another way has this part of `ping_timeout` more."""
 
@@ -210,6 +214,8 @@ class Rerouting:
             self._ask_over(node_id, path, path.way)
         row = self._members.rows[node_id]
         asked_max = ASKED_MAX if row.health is Health.ACTIVE else ASKED_FOR_LOST_MAX
+        if len(self._paths) - len(self._found) > MANY_LOST:
+            asked_max = ASKED_IF_MANY
         if len(path.asked) < ASKED_AT_ONCE and len(path.tried) < asked_max:
             ways = self._ways.candidates(node_id, self._found, path.tried, row.fail_count)
             for way in ways:

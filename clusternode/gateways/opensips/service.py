@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 LOOKUPS_MAX: Final = 8
 """Names that are looked up at a time."""
+FAREWELL_TIME: Final[Seconds] = 0.2
+"""After the last word: a connection that ends at once may take it along unread."""
 CLOCK_CHECK_INTERVAL: Final[Seconds] = 60.0
 """How often the offset of unix time is taken, for timestamps and the expiry of cells."""
 
@@ -73,6 +75,7 @@ class OpenSipsGateway:
         """Tell each neighbour that our links are down."""
         self.perform(self.node.leave(trio.current_time()))
         await self._network.flushed()
+        await trio.sleep(FAREWELL_TIME)
 
     async def _keep_time(self) -> None:
         while True:

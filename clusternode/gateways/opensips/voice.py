@@ -197,7 +197,9 @@ class Voice:
 
         OpenSIPS has no message for this; a node that hears this of its own link pings at once.
         """
-        for node_id in self._links.up():
+        up = self._links.up()
+        # There and back: who has heard a later number from another first drops the earlier one.
+        for node_id in (*up, *reversed(up)):
             self._send_link(node_id, LinkState.DOWN, [node_id])
 
     # --- when -----------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ class Tunnels:
 
     def _wait(self, end: End, now: Instant) -> None:
         key = ("tunnel", end.connection)
-        if not end.tunnel.waiting_bytes:
+        if not end.tunnel.waiting_bytes and end.is_connected:
             self._context.timers.cancel(key)
         elif key not in self._context.timers:
             self._context.timers.set(key, now + end.tunnel.resend_delay)
@@ -250,7 +250,8 @@ class Tunnels:
             self._end_there(end.node_id, end.tunnel.number, end.tunnel.received)
             self._lost(end, "no HELLO in time", now)
             return
-        self._context.count("tunnel_resends")
-        end.tunnel.timed_out()
         self._dirty[connection] = None
-        self._rerouting.doubt(end.node_id, now)
+        if end.tunnel.waiting_bytes:
+            self._context.count("tunnel_resends")
+            end.tunnel.timed_out()
+            self._rerouting.doubt(end.node_id, now)

@@ -240,6 +240,7 @@ class Membership:
             if not others:
                 self._streams.gone(node_id, now)
                 self.discovery.forget_node(node_id, now)
+                self.rerouting.forget(node_id)
         elif row.health is Health.REMOVED:
             self.discovery.disconnected(node_id, now, self._context.settings.discovery.redial_max)
         elif link.phase is Phase.OPEN:
@@ -258,6 +259,8 @@ class Membership:
             self.links.give_time(link, now)  # it is the older connection that takes so long
         elif link.phase is not Phase.OPEN:
             self._refuse(link, CloseReason.HANDSHAKE_TIMEOUT, "no Resume in time", now)
+        elif self.members.rows[link.node_id].health is Health.LEFT:
+            self._drop(link, None, now)
 
     def closed_by_peer_untrusted(self, link: Link, close: Close, now: Instant) -> None:
         """Take the reason that a peer gave for closing."""
@@ -338,8 +341,8 @@ class Membership:
 
     def verify(self, node_id: NodeId, now: Instant) -> None:
         """Open a ping out of turn, unless one is open; over other ways if there is no link."""
-        row = self.members.rows[node_id]
-        if row.health not in (Health.LEFT, Health.REMOVED):
+        row = self.members.rows.get(node_id)
+        if row is not None and row.health not in (Health.LEFT, Health.REMOVED):
             if self.keepalive.ping(node_id, self._streams.position_mark(node_id), now):
                 self.rerouting.ask(node_id, now)
 
@@ -380,6 +383,8 @@ class Membership:
             # The connection may be what is broken, not the node: try another one at once.
             self.links.close(link, None)
             self._ended(link, now, pings=False)
+        if health is not Health.ACTIVE:
+            self.rerouting.failed(node_id, now)
 
     def is_notification(self, row: Row) -> bool:
         """Tell whether a member is reached by a notification address."""
@@ -458,11 +463,18 @@ class Membership:
             self.keepalive.watch(node_id, now)
 
     def left(self, node_id: NodeId, now: Instant) -> None:
-        """A member has left: wait for nothing more from it; its connection ends by itself."""
+        """A member has left: wait for nothing more from it.
+
+        Its connection ends by itself; a tunnel does not where its node has gone before its Close
+        was passed on.
+        """
         self.memory.changed(now)
         self.keepalive.unwatch(node_id)
         self._streams.disabled(node_id)
-        if not self.links.of(node_id):
+        link = self.links.open_to(node_id)
+        if link is not None:
+            self.links.give_time(link, now)
+        elif not self.links.of(node_id):
             self._streams.gone(node_id, now)
             self.discovery.forget_node(node_id, now)
 

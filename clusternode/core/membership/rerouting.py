@@ -37,6 +37,10 @@ MANY_LOST = 32
 """Where more members than that have no way, the network is torn apart, and not one link broken."""
 ASKED_IF_MANY = 2
 """Ways that are asked for each of so many: a pair of halves of a thousand must not ask millions."""
+TURNS = 2
+"""A ping that the direct way has failed gets one more `ping_timeout`, in so many turns: the ways
+that are silent in one, of relays perhaps that do not know yet that their link is dead, leave the
+next one to others."""
 GRACE_DIVISOR = 4
 """A direct connection whose peer answers over another way has this part of `ping_timeout` more."""
 
@@ -47,14 +51,14 @@ class Path:
 
     way: Way = ()
     """In use; empty while none is known."""
-    number: int = 0
-    """The ping that the rest is about."""
+    number: int = -1
+    """The ping that the rest is about; none has this number."""
     tried: dict[Way, None] = attrs.Factory(dict)
     asked: dict[Way, None] = attrs.Factory(dict)
     """The part of `tried` that neither an answer nor a refusal has come for."""
     answered: dict[Way, None] = attrs.Factory(dict)
-    is_extended: bool = False
-    """Whether the ping has got a second `ping_timeout`, for the other ways."""
+    turns: int = 0
+    """How often the ping has got more time, for the other ways (`TURNS`)."""
     is_direct_out: bool = False
     """Whether it is known that the direct connection does not answer it."""
     told: Way = ()
@@ -199,7 +203,7 @@ class Rerouting:
         number = self._keepalive.number_of(node_id)
         if path.number != number:
             path.number = number
-            path.is_extended = path.is_direct_out = False
+            path.turns, path.is_direct_out = 0, False
             self._begin(path)
         return self._ask_more(node_id, path)
 
@@ -247,16 +251,31 @@ class Rerouting:
                 return True
             if is_refused:
                 return bool(path.asked or path.answered)
-            if path.is_extended:
+            if path.turns >= TURNS:
                 return False
+            self._silent(node_id, path)
             self._begin(path)
         if not self.ask(node_id, now):
             return False
         path = self._paths[node_id]
-        path.is_extended = path.is_direct_out = True
-        timeout = self._context.settings.health.ping_timeout
-        self._keepalive.prolong(node_id, now + timeout)
+        path.turns += 1
+        path.is_direct_out = True
+        turn: Seconds = self._context.settings.health.ping_timeout / TURNS
+        self._keepalive.prolong(node_id, now + turn)
         return True
+
+    def _silent(self, node_id: NodeId, path: Path) -> None:
+        """Ask those later from whom nothing has come for a member."""
+        for way in path.asked:
+            self._ways.refused(way[-1], node_id)
+
+    def failed(self, node_id: NodeId, now: Instant) -> None:
+        """No way has answered a ping of a member that is not active any more."""
+        path = self._paths.get(node_id)
+        if path is not None:
+            self._silent(node_id, path)
+            self._leave(node_id, path)
+            self._links_changed(now)
 
     def _answered(self, node_id: NodeId, number: int, now: Instant) -> None:
         """A ping is answered over another way, and the direct connection has ended."""
@@ -386,11 +405,11 @@ class Rerouting:
         way, node_id = no_route.relays, no_route.destination
         if link.node_id != way[0] or no_route.at not in way:
             return "NoRoute for what did not go this way"
+        path = self._paths.get(node_id)
+        if path is None or (way not in path.tried and way != path.way):
+            return None  # it is late, or about what we never sent
         index = way.index(no_route.at)
         self._ways.refused(no_route.at, (*way, node_id)[index + 1])
-        path = self._paths.get(node_id)
-        if path is None:
-            return None
         is_asked = way in path.asked
         path.asked.pop(way, None)
         path.answered.pop(way, None)
@@ -420,7 +439,7 @@ class Rerouting:
         """Send a segment over the way in use; it is lost where there is none."""
         way = self.way_to(node_id)
         if way:
-            self._send(node_id, way, segment, is_urgent=not segment.data)
+            self._send(node_id, way, segment, is_urgent=not (segment.data or segment.ends))
 
     def _send(
         self, node_id: NodeId, way: Way, message: Ping | Pong | Segment, *, is_urgent: bool = True

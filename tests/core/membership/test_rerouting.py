@@ -6,15 +6,18 @@ import pytest
 
 from clusternode.core.effects import Write
 from clusternode.core.events import LinkChanged, PeerDown, PeerMisbehaved
-from clusternode.core.inputs import DialFailed, DialFailure, Disconnected
+from clusternode.core.inputs import DialFailed, DialFailure, Disconnected, RemoveMember
 from clusternode.core.settings import HealthSettings
 from clusternode.core.types import Incarnation, NodeId
-from clusternode.core.wire.codec import encode, payload_of
+from clusternode.core.wire.codec import decode_untrusted, encode, payload_of
 from clusternode.core.wire.messages import (
+    Close,
+    CloseReason,
     NoRoute,
     Ping,
     Pong,
     Records,
+    Resume,
     Routed,
     Segment,
 )
@@ -316,3 +319,85 @@ def test_a_hello_of_somebody_else_in_a_tunnel_is_refused():
     node.receive("n9", routed("n1", "n5", "n9", message=first, incarnations=(1, 100)))
 
     assert node.lone.count("tunnels_refused") == 1
+
+
+def segments(node, over):
+    """Return what was sent in tunnels over a relay, in the order of the wire."""
+    return [
+        decode_untrusted(one.type, one.payload)
+        for one in node.sent(over, Routed)
+        if one.type == Segment.TYPE
+    ]
+
+
+def tunnel_to_n9(node):
+    """Open a tunnel to n9 over n1."""
+    node.lose("n9")
+    node.pong("n9", over="n1")
+    (hello,) = segments(node, "n1")
+    theirs = encode(hello_of("n9")) + encode(Resume(0, 1))
+    taken = len(hello.data) + len(encode(Resume(0, 1)))
+    for offset, received, data in (
+        (0, len(hello.data), theirs[: -len(encode(Resume(0, 1)))]),
+        (len(theirs) - len(encode(Resume(0, 1))), taken, encode(Resume(0, 1))),
+    ):
+        piece = Segment(hello.number, received, offset, data)
+        node.receive("n1", routed("n9", "n5", "n1", message=piece, incarnations=(1, 100)))
+    node.forget()
+
+
+def test_the_reason_for_the_end_of_a_tunnel_comes_before_its_end():
+    node = Crossing()
+    tunnel_to_n9(node)
+    node.lone.feed(RemoveMember(NodeId("n9")))
+    told = segments(node, "n1")
+
+    assert told[-1].ends
+    assert b"".join(one.data for one in told[:-1]).endswith(encode(Close(int(CloseReason.REMOVED))))
+
+
+def test_the_tunnel_of_one_who_left_is_forgotten_although_nobody_ends_it():
+    node = Crossing()
+    tunnel_to_n9(node)
+    left = encode(Records([record_of("n9", version=2, left=True)]))
+    offset = len(encode(hello_of("n9")) + encode(Resume(0, 1)))
+    piece = Segment(1, 0, offset, left)
+    node.receive("n1", routed("n9", "n5", "n1", message=piece, incarnations=(1, 100)))
+    assert node.lone.status("n9") == "left"
+    node.lone.pass_time(6.0, answers=tuple(node.links.values()))
+
+    # What others say of it is taken again: a new life of it, without a link to us.
+    node.receive("n1", Records([record_of("n9", incarnation=2)]))
+    assert node.lone.status("n9") == "not_active"
+
+
+def test_a_tunnel_whose_hello_never_ends_is_forgotten():
+    node = Crossing()
+    node.lose("n1")
+    first = Segment(1, 0, 0, encode(hello_of("n1"))[:10])
+    node.receive("n9", routed("n1", "n5", "n9", message=first, incarnations=(1, 100)))
+    node.lone.pass_time(8.0, answers=(node.links["n3"], node.links["n9"]))
+    node.forget()
+    more = Segment(1, 0, 10, b"x")
+    node.receive("n9", routed("n1", "n5", "n9", message=more, incarnations=(1, 100)))
+
+    assert [one.ends for one in segments(node, "n9")] == [True]
+
+
+def test_a_refusal_of_what_was_never_asked_changes_nothing():
+    node = Crossing()
+    node.receive("n3", no_route("n5", "n9", "n3", "n1", at="n1"))
+    node.lose("n9")
+
+    assert node.asked_over("n9") == [("n1",), ("n3",)]
+
+
+def test_who_has_no_open_ping_is_not_asked_when_another_way_is_found():
+    node = Crossing()
+    node.receive("n9", Records([record_of("n7")]))
+    ping = routed("n7", "n5", "n9", message=Ping(3, 0), incarnations=(1, 100))
+    node.receive("n9", ping)
+    node.lose("n1")
+    node.pong("n1", over="n9")
+
+    assert node.asked_over("n7") == []

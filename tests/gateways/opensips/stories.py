@@ -1,7 +1,7 @@
 """Random stories of mixed OpenSIPS clusters: everything breaks, then everything is mended.
 
-`python -m tests.gateways.opensips.stories 1..40` lives through many, each tenth with up to twenty
-nodes.
+`python -m tests.gateways.opensips.stories 1..40` lives through many, each tenth with up to
+ten nodes, and then through the joins and two deaths in a cluster of twenty.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clusternode.simulation.streams import Drowned
 
 STORMLESS_FROM = 6
 """Larger clusters drown in the messages of a join: see `Quirks.takes_any_zero`."""
-NODES_MAX, NODES_USUAL_MAX = 20, 7
+NODES_MAX, NODES_USUAL_MAX = 10, 6
 LARGE_EVERY = 10
 """A flood costs the square of the nodes, and a join has a flood for each link."""
 FAULTS_MAX = 8
@@ -59,7 +59,8 @@ class Story:
         cluster, rng = self.cluster, self.rng
         for node_id in self.is_ours:
             self.start(node_id)
-            cluster.run(rng.choice([0.0, 0.5, JOIN_TIME]))
+            is_large = len(self.is_ours) > NODES_USUAL_MAX
+            cluster.run(JOIN_TIME if is_large else rng.choice([0.0, 0.5, JOIN_TIME]))
         cluster.run(JOIN_TIME)
         for _ in range(rng.randint(1, FAULTS_MAX)):
             fault = rng.choice(FAULTS)
@@ -184,6 +185,21 @@ def problems_of(seed: int, nodes_max: int) -> list[str]:
         return [*story.told, str(drowned)]
 
 
+def twenty() -> list[str]:
+    """Let ten of theirs and ten of ours join, and one of each die; return what is wrong then."""
+    cluster = Cluster(20, quirks=Quirks(takes_any_zero=False))
+    for node_id in range(1, 21):
+        if node_id % 2:
+            cluster.start_theirs(node_id)
+        else:
+            cluster.start_ours(node_id)
+        cluster.run(JOIN_TIME)
+    cluster.kill(20)
+    cluster.kill(19)
+    cluster.run(JOIN_TIME)
+    return cluster.problems()
+
+
 def main(text: str) -> int:
     first, _, last = text.partition("..")
     failed = 0
@@ -191,6 +207,9 @@ def main(text: str) -> int:
         problems = problems_of(seed, NODES_MAX if seed % LARGE_EVERY == 0 else NODES_USUAL_MAX)
         failed += bool(problems)
         print(f"{seed}: {'; '.join(problems) or 'all well'}", flush=True)
+    problems = twenty()
+    failed += bool(problems)
+    print(f"twenty: {'; '.join(problems) or 'all well'}")
     return min(failed, 1)
 
 

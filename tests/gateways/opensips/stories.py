@@ -69,7 +69,10 @@ class Story:
             fault(self)
             cluster.run(rng.choice([0.0, 0.1, 1.0, 5.0]))
         self.mend()
-        problems = [*cluster.harms(), *cluster.not_up(), *cluster.unanswered()]
+        harms = list(cluster.harms())
+        if "pause" in self.faults:  # what all others sent meanwhile comes at once: nobody's fault
+            harms = [harm for harm in harms if "burst" not in harm]
+        problems = [*harms, *cluster.not_up(), *cluster.unanswered()]
         problems += cluster.disagreements(cluster.ours)
         return [*self.told, *problems] if problems else []
 

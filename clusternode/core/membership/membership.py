@@ -438,6 +438,7 @@ class Membership:
     def dial_failed(self, failed: DialFailed, now: Instant) -> None:
         """Take a failed dial; a refused one fails the open ping of the node expected there."""
         node_id = self.discovery.failed(failed.address, failed.failure, failed.detail, now)
+        self.rerouting.call(node_id)
         if failed.close_reason is not None:
             where = f"{failed.address} says: {failed.detail}"
             self.identity.refused(failed.close_reason, failed.close_value, where, now)
@@ -463,11 +464,7 @@ class Membership:
             self.keepalive.watch(node_id, now)
 
     def left(self, node_id: NodeId, now: Instant) -> None:
-        """A member has left: wait for nothing more from it.
-
-        Its connection ends by itself; a tunnel does not where its node has gone before its Close
-        was passed on.
-        """
+        """A member has left: wait for nothing more from it, and for a while for its Close."""
         self.memory.changed(now)
         self.keepalive.unwatch(node_id)
         self._streams.disabled(node_id)

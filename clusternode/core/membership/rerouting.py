@@ -264,6 +264,20 @@ class Rerouting:
         self._keepalive.prolong(node_id, now + turn)
         return True
 
+    def call(self, node_id: NodeId | None) -> None:
+        """Ask one other for somebody who was removed, and of whom we know an address only.
+
+        Nobody pings it, and if it has removed us too, it does not ping us. Whichever of both hears
+        such a ping begins a tunnel, or answers one.
+        """
+        row = None if node_id is None else self._members.rows.get(node_id)
+        if self._is_enabled and row is not None and row.health is Health.REMOVED:
+            target = row.record.node_id
+            way = self._ways.any_one(target, self._context.rng)
+            if way and self._links.direct_to(target) is None:
+                self._context.count("pings_rerouted")
+                self._send(target, way, Ping(0, self._members.digest))
+
     def _silent(self, node_id: NodeId, path: Path) -> None:
         """Ask those later from whom nothing has come for a member."""
         for way in path.asked:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import random
 from collections.abc import Container, Iterator, Mapping
 from typing import TypeAlias
 
@@ -114,8 +115,19 @@ class Ways:
             if relay != target and rows[relay].health is Health.ACTIVE:
                 yield (relay,)
         for relay, way in itertools.islice(known.items(), LOOKED_AT_MAX):
-            if relay != target and target not in way and len(way) < RELAYS_MAX:
+            is_active = rows[relay].health is Health.ACTIVE
+            if is_active and relay != target and target not in way and len(way) < RELAYS_MAX:
                 yield (*way, relay)
+
+    def any_one(self, target: NodeId, rng: random.Random) -> Way:
+        """Return a way over one relay, whichever; none where there is no relay.
+
+        Each time another one: what is asked seldom is spread over all.
+        """
+        if not self._relays:
+            return ()
+        _, relay = rng.choice(self._relays)
+        return () if relay == target else (relay,)
 
     def _is_doubtful(self, relay: NodeId, target: NodeId) -> bool:
         row = self._members.rows.get(relay)

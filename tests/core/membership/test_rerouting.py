@@ -401,3 +401,24 @@ def test_who_has_no_open_ping_is_not_asked_when_another_way_is_found():
     node.pong("n1", over="n9")
 
     assert node.asked_over("n7") == []
+
+
+def test_who_was_removed_is_asked_for_over_one_other_at_each_dial_that_fails():
+    node = Crossing()
+    node.lone.feed(RemoveMember(NodeId("n9")))
+    for _ in range(20):
+        node.refuse("n9")
+    asked = node.asked_over("n9")
+
+    assert len(asked) == 20
+    assert set(asked) == {("n1",), ("n3",)}
+
+
+def test_a_removed_node_that_asks_over_others_is_answered_and_comes_back_through_a_tunnel():
+    node = Crossing()
+    node.lone.feed(RemoveMember(NodeId("n9")))
+    ping = routed("n9", "n5", "n1", message=Ping(0, 0), incarnations=(1, 100))
+    node.receive("n1", ping)
+    (hello,) = segments(node, "n1")
+
+    assert hello.data == encode(node.lone.node.hello())

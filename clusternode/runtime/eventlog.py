@@ -25,6 +25,10 @@ class EventLog:
         if write is not None:
             write(event, self._limited)
 
+    def warn_about(self, key: str, text: str, *arguments: object) -> None:
+        """Log a warning that is no event, at the same limited rate."""
+        self._limited.warn_about(key, text, *arguments)
+
 
 def _state_changed(event: events.NodeStateChanged, _: RateLimitedLog) -> None:
     logger.info(

@@ -20,6 +20,7 @@ from clusternode.gateways.kamailio.network import Network, make_network
 from clusternode.gateways.kamailio.node import KamailioNode
 from clusternode.gateways.kamailio.settings import KamailioSettings
 from clusternode.gateways.kamailio.translate import NamedAddress, PeerAddress
+from clusternode.runtime.eventlog import EventLog
 from clusternode.runtime.resolver import Resolver
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class KamailioGateway:
         self._offset_at: Instant = -math.inf
         self._wake = trio.Event()
         self._wakes_at: Instant = math.inf
+        self._log = EventLog()
         self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
         self._nursery: trio.Nursery | None = None
 
@@ -116,6 +118,7 @@ class KamailioGateway:
                 case effects.Destined():
                     self._bus.destined(effect)
                 case effects.Raise():
+                    self._log.note(effect.event)
                     self._bus.observed(effect.event)
                 case effects.Asked():
                     self._bus.asked(effect)
@@ -139,7 +142,7 @@ class KamailioGateway:
             async with self._lookups:
                 found = await self._resolver.resolve(question)
         except PeerUnreachable as error:
-            logger.warning("%s", error)
+            self._log.warn_about(name.host, "%s", error)
             self.perform(self.node.resolve_failed(trio.current_time(), name, str(error)))
             return
         addresses = [_as_peer(name, each.address) for each in found]

@@ -23,7 +23,9 @@ from clusternode.core.types import (
     Seconds,
     Tag,
 )
+from clusternode.core.wire.codec import is_tag
 from clusternode.core.wire.messages import Message, Reply, Request
+from clusternode.errors import RemoteProtocolError
 from clusternode.gateways.opensips import effects
 from clusternode.gateways.opensips.context import Context
 from clusternode.gateways.opensips.messages import Generic, Routed, Trailer
@@ -136,7 +138,13 @@ class Conversations:
     # --- theirs ---------------------------------------------------------------------------------
 
     def received(self, packet: Generic) -> None:
-        """Take a request or a reply."""
+        """Take a request or a reply.
+
+        Raises:
+            RemoteProtocolError: Its tag is none that could be written down or answered.
+        """
+        if packet.tag and not is_tag(packet.tag):
+            raise RemoteProtocolError(f"the tag {packet.tag[:64]!r} of {len(packet.tag)} letters")
         origin, tag = NodeId(str(packet.trailer.source)), Tag(packet.tag)
         if not packet.is_request:
             self._reply_received(origin, tag, packet.text)

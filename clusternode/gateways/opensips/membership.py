@@ -105,7 +105,9 @@ class Membership:
                 self.voice.unknown_id(connection)
             case NodeDescription() if self.voice.flooding.is_sound(packet):
                 if self._add(packet.source, packet.description, packet) is None:
-                    reason = f"node {packet.source} cannot be taken: {packet.description.url[:80]}"
+                    reason = (
+                        f"node {packet.source} cannot be taken: {packet.description.url[:80]!r}"
+                    )
                     self._context.complain("nodes_refused", packet.source, connection.host, reason)
             case _:
                 self._context.count("strangers")
@@ -250,11 +252,13 @@ class Membership:
         self._context.raise_event(removed)
         return True
 
-    def set_enabled(self, node_id: int, *, is_enabled: bool) -> bool:
+    def set_enabled(self, node_id: int, *, is_enabled: bool, reason: str = "operator") -> bool:
         """Let a node take part again, or no more, as far as this node is concerned."""
         now = self._context.now
         node = self.topology.get(node_id)
         if node_id == self._context.own_id:
+            if is_enabled is not self.is_enabled:
+                self._own_state_changed(is_enabled=is_enabled, reason=reason)
             self.is_enabled = is_enabled
             for each in self.topology:
                 if not is_enabled:
@@ -353,13 +357,17 @@ class Membership:
 
     def _state_changed(self, node: Node, status: str, reason: str) -> None:
         previous, node.status = node.status, status
+        self._raise_state(node.node_id, status, previous, reason)
+
+    def _own_state_changed(self, *, is_enabled: bool, reason: str) -> None:
+        """Tell that we take part no more, or again: nothing else does where we were removed."""
+        statuses = ("active", "disabled") if is_enabled else ("disabled", "active")
+        self._raise_state(self._context.own_id, *statuses, reason)
+
+    def _raise_state(self, node_id: int, status: str, previous: str, reason: str) -> None:
+        new_state = int(status == "active")
         event = NodeStateChanged(
-            self._context.cluster,
-            str(node.node_id),
-            int(status == "active"),
-            status,
-            previous,
-            reason,
+            self._context.cluster, str(node_id), new_state, status, previous, reason
         )
         self._context.raise_event(event)
 

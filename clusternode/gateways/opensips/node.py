@@ -220,7 +220,7 @@ class OpenSipsNode:
     def _removed(self, packet: RemoveNode) -> None:
         by = f"removed by node {packet.trailer.source}"
         if packet.node_id == self.context.own_id:
-            self.membership.set_enabled(packet.node_id, is_enabled=False)
+            self.membership.set_enabled(packet.node_id, is_enabled=False, reason=by)
         else:
             self._forget(packet.node_id, by)
 

@@ -18,6 +18,7 @@ from clusternode.gateways.opensips.effects import Effect
 from clusternode.gateways.opensips.network import Network
 from clusternode.gateways.opensips.node import OpenSipsNode
 from clusternode.gateways.opensips.settings import OpenSipsSettings
+from clusternode.runtime.eventlog import EventLog
 from clusternode.runtime.resolver import Resolver
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class OpenSipsGateway:
         self._offset_at: Instant = -math.inf
         self._wake = trio.Event()
         self._wakes_at: Instant = math.inf
+        self._log = EventLog()
         self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
         self._names: list[str] = []  # that are being looked up
         self._nursery: trio.Nursery | None = None
@@ -127,6 +129,7 @@ class OpenSipsGateway:
                 case effects.Resolve():
                     self._look_up(effect.host)
                 case effects.Raise():
+                    self._log.note(effect.event)
                     self._bus.observed(effect.event)
                 case (
                     effects.Arrived()
@@ -156,7 +159,7 @@ class OpenSipsGateway:
                 found = await self._resolver.resolve(Address("tcp", host, 0))
             addresses = [each.address.host for each in found]
         except PeerUnreachable as error:
-            logger.warning("%s", error)
+            self._log.warn_about(host, "%s", error)
             addresses = []
         self._names.remove(host)
         self.perform(self.node.resolved(trio.current_time(), host, addresses))

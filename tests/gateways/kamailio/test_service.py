@@ -221,7 +221,8 @@ async def test_what_cannot_be_sent_is_refused(autojump_clock):
             bus.add("tcp://name:1")
 
 
-async def test_a_killed_node_goes_and_returns(autojump_clock):
+async def test_a_killed_node_goes_and_returns(autojump_clock, caplog):
+    caplog.set_level("INFO")
     async with running() as (gateway, network, taker):
         killed = network.nodes.pop("10.0.0.3")
         late = gateway.bus.send("chan", "10.0.0.3:5060", "x")
@@ -235,6 +236,7 @@ async def test_a_killed_node_goes_and_returns(autojump_clock):
             if isinstance(event, NodeStateChanged) and event.node_id == "10.0.0.3:5060"
         ]
         assert statuses == ["active", "not_active", "disabled", "removed"]
+        assert "10.0.0.3:5060: active -> not_active" in caplog.text
         assert await late == {"10.0.0.3:5060": ResultCode.TIMEOUT}
         assert code == {"10.0.0.3:5060": ResultCode.UNAVAILABLE}
         network.nodes["10.0.0.3"] = killed

@@ -265,6 +265,30 @@ def test_a_removed_node_is_gone_everywhere_and_disables_itself():
     assert world.members[2].node.membership.topology.get(3) is None
 
 
+def test_a_node_that_others_remove_tells_its_own_operator_so_and_who_it_was():
+    world = joined(1, 2)
+    node, removed = world.members[1].node, world.members[2]
+    world.perform(1, node.perform(world.now, lambda: node.remove(2)))
+    world.run(0.5)
+    enable = partial(removed.node.membership.set_enabled, 2, is_enabled=True)
+    for _ in range(2):  # once is enough
+        world.perform(2, removed.node.perform(world.now, enable))
+
+    own = [e for e in removed.events if isinstance(e, NodeStateChanged) and e.node_id == "2"]
+    assert [(e.new_state, e.status, e.previous, e.reason) for e in own] == [
+        (0, "disabled", "active", "removed by node 1"),
+        (1, "active", "disabled", "operator"),
+    ]
+
+
+@pytest.mark.parametrize("tag", ["\udcff\udcfe", "t" * 1000, "a\nb"])
+def test_a_tag_that_nobody_could_write_down_or_answer_is_malformed(tag):
+    world = joined(1, 2)
+    stranger(world, Generic(Trailer(1, 2, 1), True, tag, b"x"), "10.0.0.2")
+    assert world.members[1].of(effects.Arrived) == []
+    assert world.members[1].node.context.counters["malformed"] == 1
+
+
 def test_a_disabled_node_is_not_heard_and_comes_back_when_it_is_enabled():
     world = joined(1, 2)
     node = world.members[1].node

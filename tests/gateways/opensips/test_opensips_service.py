@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from clusternode.core.types import ResultCode
 from clusternode.core.wire.messages import Message, Reply, Request
 from clusternode.errors import AddressInUse, BodyTooLarge, ConfigError, NoSuchNode
 from clusternode.gateways.opensips.codec import FrameReader, decode_untrusted, encode
-from clusternode.gateways.opensips.messages import CACHE, CONTACTS, Ping, UnknownId
+from clusternode.gateways.opensips.messages import CACHE, CONTACTS, Generic, Ping, UnknownId
 from clusternode.gateways.opensips.service import OpenSipsGateway
 from clusternode.gateways.opensips.settings import (
     BinUrl,
@@ -37,6 +38,7 @@ from clusternode.gateways.opensips.settings import (
     Neighbour,
     OpenSipsSettings,
 )
+from clusternode.runtime.resolver import ResolveError
 from clusternode.testing.memory_transport import MemoryNetwork
 from tests.agents import start
 from tests.certificates import Pki
@@ -181,10 +183,45 @@ async def test_what_cannot_be_sent_is_refused():
         with pytest.raises(NoSuchNode):
             bus.remove("9")
         with pytest.raises(ConfigError):
-            bus.reply("2", "", b"x")
+            bus.reply("2", "two\nlines", b"x")
 
 
-async def test_a_disabled_node_is_shown_so_and_a_removed_one_not_at_all():
+async def test_a_request_without_a_tag_is_heard_and_answered_without_one():
+    async with running(2) as (one, two):
+        node = two.gateway.node
+        ask = partial(node.send, Generic(node.trailer(1), True, "", b"Q:?"))
+        two.gateway.perform(node.perform(trio.current_time(), ask))
+        await until(lambda: two.messages)
+        assert [(each.tag, each.body) for _, each in two.messages] == [("", b"A:Q:?")]
+        assert one.messages
+
+
+async def test_a_name_that_nobody_knows_is_asked_for_again_and_complained_of_once(caplog):
+    class Nobody(NoNames):
+        asked = 0
+
+        async def resolve(self, name: Any) -> Any:
+            self.asked += 1
+            raise ResolveError(f"{name.host}: no such name")
+
+    resolver, (port,) = Nobody(), ports(1)
+    settings = OpenSipsSettings(
+        cluster_id=1,
+        my_node_id=1,
+        my_node_info=MyNodeInfo(BinUrl("bin", "127.0.62.1", port)),
+        neighbor_node_info=(Neighbour(2, BinUrl("bin", "nobody.example.org", 5555)),),
+        ping_timeout=0.01,
+        node_timeout=0.01,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(OpenSipsGateway("opensips", settings, resolver).run)
+        await until(lambda: resolver.asked > 3)
+        nursery.cancel_scope.cancel()
+    assert len([line for line in caplog.messages if "no such name" in line]) == 1
+
+
+async def test_a_disabled_node_is_shown_so_and_a_removed_one_not_at_all(caplog):
+    caplog.set_level("INFO")
     async with running(3) as (one, two, three):
         one.bus.change_status("3", "disabled")
         assert [row.status for row in one.bus.members()] == ["active", "active", "disabled"]
@@ -193,6 +230,7 @@ async def test_a_disabled_node_is_shown_so_and_a_removed_one_not_at_all():
         one.bus.remove("3")
         await until(lambda: [row.node_id for row in two.bus.members()] == ["2", "1"])
         await until(lambda: three.bus.members()[0].status == "disabled")
+        assert "cluster opensips: 3: active -> disabled (removed by node 1)" in caplog.messages
         assert [row.node_id for row in one.bus.members()] == ["1", "2"]
 
 

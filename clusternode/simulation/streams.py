@@ -110,8 +110,7 @@ class StreamWorld:
         self._armed: dict[str, Instant] = {}
         self._heap: list[tuple[Instant, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self._woken_at: Instant = 0.0
-        self._wake_ups = 0
+        self._woken: tuple[Instant, int] = (0.0, 0)  # when last, and how often at that instant
 
     def machine(self, host: str) -> StreamMachine:
         return StreamMachine(self, host)
@@ -266,9 +265,9 @@ class StreamWorld:
         if self._armed.get(host) != deadline or self._lives[host] != life:
             return
         del self._armed[host]
-        self._wake_ups = self._wake_ups + 1 if self._woken_at == self.now else 0
-        self._woken_at = self.now
-        if self._wake_ups > WAKE_UPS_MAX:
+        woken_at, times = self._woken
+        self._woken = (self.now, times + 1 if woken_at == self.now else 0)
+        if self._woken[1] > WAKE_UPS_MAX:
             raise Drowned(f"at {self.now:.3f} s; {host} is woken again and again")
         if host in self.nodes and host not in self._paused:
             self.nodes[host].tick()

@@ -17,7 +17,7 @@ async def test_what_a_real_agent_was_told_is_stepped_again_after_sigkill(fleet, 
         await call(n1, "cluster.broadcast", channel="news", body=f"{number}")
     recorded = counter(n2, "recording_inputs")
     await fleet.wait(
-        lambda: sum(len(file.read_bytes()) for file in place.iterdir()) > 0, "it is written", 5.0
+        lambda: sum(len(file.read_bytes()) for file in place.glob("*")) > 0, "it is written", 5.0
     )
 
     n2.kill()

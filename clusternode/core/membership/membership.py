@@ -314,8 +314,10 @@ class Membership:
             self.ping_unanswered(node_id, now, is_refused=True)
 
     def proved(self, node_id: NodeId, now: Instant) -> None:
-        """The open connection lives: newcomers with its node id are refused, and it is told."""
+        """The open connection lives: refuse newcomers with its id, tell it, need no other way."""
         rival = self.links.open_to(node_id)
+        if rival is not None and not rival.is_routed:
+            self.rerouting.forget(node_id)
         for link in self.links.proving(node_id):
             if rival is not None:
                 self.links.send(rival, Records([twin_of(link.hello)]))

@@ -422,3 +422,16 @@ def test_a_removed_node_that_asks_over_others_is_answered_and_comes_back_through
     (hello,) = segments(node, "n1")
 
     assert hello.data == encode(node.lone.node.hello())
+
+
+def test_members_whose_links_were_silent_for_a_moment_are_not_counted_as_lost():
+    node = Crossing()
+    others = [f"n{number}" for number in range(10, 50)]
+    node.links |= {name: node.lone.open(name) for name in others}
+    node.lone.pass_time(7.5)  # nobody answers; all are asked for over others
+    for connection in node.links.values():
+        node.lone.answer_ping(connection)
+    node.lone.effects.clear()
+    node.lose("n9")
+
+    assert len(node.asked_over("n9")) == 5

@@ -1,6 +1,9 @@
 """What only processes can show: signals, ports, sockets, files and restarts."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import trio
@@ -220,6 +223,24 @@ async def test_the_demo_ends_by_itself_and_well(fleet):
     assert (ended.status, ended.error) == (0, "")
     for text in ("n2 answers sip:alice@n2", "n3: 200 ok", "n2 sees n3: removed", "status 0"):
         assert text in ended.output
+
+
+async def test_an_interrupted_demo_ends_quietly(fleet):
+    command = [sys.executable, "-m", "clusternode", "demo"]
+    pipe = subprocess.PIPE
+    process = await trio.lowlevel.open_process(command, stdout=pipe, stderr=pipe)
+    assert process.stdout is not None
+    assert process.stderr is not None
+
+    with trio.fail_after(30.0):
+        await process.stdout.receive_some()  # its first line
+        process.send_signal(signal.SIGINT)
+        while await process.stdout.receive_some():
+            pass
+        error = await process.stderr.receive_some()
+        await process.wait()
+
+    assert (process.returncode, error) == (130, b"")
 
 
 async def test_an_agent_warns_exactly_when_it_runs_as_root(fleet):

@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     failed = False
     try:
         trio.run(_play_bridge if arguments.bridge else _play)
+    except* KeyboardInterrupt:  # in one task of the story, so in a group
+        raise KeyboardInterrupt from None
     except* FleetError as group:
         failed = True
         for error in group.exceptions:

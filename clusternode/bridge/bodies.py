@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -23,6 +23,9 @@ DOTTED: Final = ("param", "json")
 """`param.NAME` of an event, `json.NAME` of a body."""
 DEPTH_MAX: Final = 16
 """Names in one `json.A.B.C`."""
+NESTED_MAX: Final = 64
+"""Lists and objects within each other in a JSON body; deeper ones are no JSON for a bridge, for
+how deep Python can write what it could read depends on who calls."""
 JSON_CONTENT_TYPE: Final = "application/json"
 TEXT_CONTENT_TYPE: Final = "text/plain"
 BODIES: Final = ("bytes", "json", "text")
@@ -84,8 +87,8 @@ class Parcel:
 
     def _json(self) -> object:
         try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
+            return load_json_untrusted(self.body)
+        except ValueError:
             return None
 
     def matches(self, filters: Mapping[str, Sequence[str]]) -> bool:
@@ -117,10 +120,36 @@ def _inside(value: object, path: str) -> object:
     return value
 
 
+def load_json_untrusted(data: bytes | str) -> object:
+    """Read JSON that can be written again.
+
+    Raises:
+        ValueError: It is none, or nested deeper than `NESTED_MAX`.
+    """
+    try:
+        found = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level = [found]
+    for _ in range(NESTED_MAX + 1):
+        level = [inner for each in level for inner in _members(each)]
+        if not level:
+            return found
+    raise ValueError("nested too deep")
+
+
+def _members(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
 def _as_text(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, default=plain)
+    """Return a value as text that is Unicode: JSON can say half of a surrogate pair, too."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, default=plain)
+    return text.encode("utf-8", "replace").decode()
 
 
 def plain(value: object) -> str:
@@ -152,7 +181,7 @@ def as_json(parcel: Parcel) -> bytes:
         found["base64"] = base64.b64encode(parcel.body).decode()
         return json.dumps(found).encode()
     try:
-        found["json"] = json.loads(text)
-    except (ValueError, RecursionError):
+        found["json"] = load_json_untrusted(text)
+    except ValueError:
         found["text"] = text
     return json.dumps(found).encode()

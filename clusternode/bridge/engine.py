@@ -7,7 +7,6 @@ the far side has it. Specified in docs/one-bus-from-three.md.
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from clusternode.bridge.bodies import (
     TEXT_CONTENT_TYPE,
     Parcel,
     as_json,
+    load_json_untrusted,
     notification,
 )
 from clusternode.bridge.changes import (
@@ -169,6 +169,12 @@ class LinkEngine:
             self._memory.remember(now, outgoing.known)
         else:
             self.counters.failed += 1
+
+    def cannot_say(self, outgoing: Outgoing) -> None:
+        """Take note that the target has no word, or no room, for an `Outgoing`."""
+        self._in_flight.discard(outgoing.known)
+        self.counters.in_flight -= 1
+        self.counters.unreadable += 1
 
     def stand_by(self, now: Instant, arrival: Arrival) -> Outgoing | None:
         """Remember what another agent relays; return it, if it is to be relayed at all."""
@@ -328,8 +334,8 @@ def _parameters(arrival: Arrival, body: bytes) -> Mapping[str, Any]:
         found = to_json(arrival.change)
     else:
         try:
-            found = json.loads(body)
-        except (ValueError, RecursionError):
+            found = load_json_untrusted(body)
+        except ValueError:
             found = None
     if not isinstance(found, dict):
         found = {"body": body.decode("utf-8", "replace")}

@@ -85,12 +85,14 @@ class Mark:
 
 
 def split_untrusted(content_type: str) -> tuple[str, Mark | None]:
-    """Return a content type without its mark, and the mark if there is one."""
+    """Return a content type without its mark, and the mark if there is one.
+
+    The first one, of several: a bridge writes one, and leaves none that a stranger has put beside.
+    """
     found = _MARK.search(content_type)
     if found is None:
         return content_type, None
-    plain = content_type[: found.start()] + content_type[found.end() :]
-    return plain, _mark(found[1], found[2])
+    return _MARK.sub("", content_type), _mark(found[1], found[2])
 
 
 def parse_untrusted(text: str) -> Mark | None:

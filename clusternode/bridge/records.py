@@ -30,7 +30,7 @@ def arrival_of(record: Record, connection: str) -> Arrival | None:
     if len(via) > VIA_LENGTH_MAX:
         return None
     mark = parse_untrusted(_text(record.header(BRIDGED)))
-    identity = identity_of(record.topic, record.partition, record.offset)
+    identity = identity_of(connection, record.topic, record.partition, record.offset)
     if mark is None and via:  # of another program, or an older version
         mark = Mark(identity).beside(*[place_of(each) for each in via.split(",")])
     forwards = _text(record.header(MAX_FORWARDS))

@@ -25,7 +25,7 @@ from clusternode.bridge.verdicts import CODES, TAKEN, combine, verdict, verdict_
 from clusternode.bridge.worlds import World, world_of
 from clusternode.bus.interface import Bus, Reply
 from clusternode.core.types import ResultCode, Seconds
-from clusternode.errors import ClusternodeError, RemoteProtocolError
+from clusternode.errors import BodyTooLarge, ClusternodeError, NoSuchNode, RemoteProtocolError
 from clusternode.kafka.connections import Connection
 from clusternode.kafka.consumer import Handled
 from clusternode.kafka.ends import TYPED, End
@@ -36,7 +36,10 @@ from clusternode.routes.table import Refuse
 
 REPLY_MARGIN: Final[Seconds] = 0.2
 """So much before its asker gives up a relayed request ends, for its result to travel back."""
-
+DELAY_MIN: Final[Seconds] = 0.001
+"""So much a record waits at least for the limit of its rule, that a rounded delay is no spin."""
+UNSAYABLE: Final = (ResultCode.BAD_REQUEST, ResultCode.TOO_LARGE)
+"""What no attempt will bring over: it is left behind."""
 
 FAILING: Final = "E_BRIDGE_FAILING"
 """The far side of a link has not taken something that it was given."""
@@ -289,9 +292,12 @@ class Relay:
                 self.engine.counters.looped += 1
                 count += 1
                 continue
-            await trio.sleep(self.engine.delay(trio.current_time()))
+            delay = self.engine.delay(trio.current_time())
+            while delay > 0:
+                await trio.sleep(max(delay, DELAY_MIN))
+                delay = self.engine.delay(trio.current_time())  # others may have taken the token
             code = await self.relay_now(arrival)
-            if code not in (*TAKEN, ResultCode.NOT_FOUND, ResultCode.BAD_REQUEST):
+            if code not in (*TAKEN, ResultCode.NOT_FOUND, *UNSAYABLE):
                 return Handled(count, f"{int(code)} {code.name}: {self.last_error}")
             count += 1
         return Handled(count)
@@ -324,11 +330,18 @@ class Relay:
         try:
             with trio.move_on_after(self.rule.limits.timeout):
                 code = await self._put(decided, arrival)
+        except (RemoteProtocolError, BodyTooLarge) as error:
+            self._failed(error)
+            is_large = isinstance(error, BodyTooLarge)
+            code = ResultCode.TOO_LARGE if is_large else ResultCode.BAD_REQUEST
         except ClusternodeError as error:
             self._failed(error)
             code = ResultCode.UNAVAILABLE if getattr(error, "definite", True) else code
         finally:
-            self._ended(decided, is_taken=code in TAKEN)
+            if code in UNSAYABLE:
+                self.engine.cannot_say(decided)
+            else:
+                self._ended(decided, is_taken=code in TAKEN)
         return code
 
     async def _put(self, outgoing: Outgoing, arrival: Arrival) -> ResultCode:
@@ -356,6 +369,8 @@ class Relay:
             code = next((one for one in map(verdict, results) if one not in TAKEN), ResultCode.OK)
         else:
             code = verdict(await self._publish(bus, world, outgoing))
+            if code is ResultCode.QUEUED and not world.carries_codes:
+                code = ResultCode.OK  # more it never says
         if code not in TAKEN:
             self._failed(f"{int(code)} from {bus.name}")
         return code
@@ -377,11 +392,11 @@ class Relay:
         """Return the bus of the target and what it is.
 
         Raises:
-            RemoteProtocolError: This agent has none of that name.
+            NoSuchNode: This agent has none of that name.
         """
         bus = self._host.buses.get(self.target.where)
         if bus is None:
-            raise RemoteProtocolError(f"this agent is in no cluster {self.target.where!r}")
+            raise NoSuchNode(f"this agent is in no cluster {self.target.where!r}")
         return bus, world_of(bus.name)
 
     def _ended(self, outgoing: Outgoing, *, is_taken: bool) -> None:

@@ -23,7 +23,7 @@ from clusternode.bus.interface import Bus
 from clusternode.config.raw import RawTable
 from clusternode.core.events import Joined, NodeStateChanged, RecordChanged
 from clusternode.core.types import Instant, ResultCode, Seconds
-from clusternode.errors import ClusternodeError, ConfigError
+from clusternode.errors import BodyTooLarge, ClusternodeError, ConfigError
 from clusternode.kafka.connections import Connection
 from clusternode.kafka.ends import TYPED, End
 from clusternode.kafka.service import KafkaService, KafkaSettings, Wanted
@@ -262,7 +262,10 @@ class BridgeService:
         mesh = self._mesh
         if mesh is not None:
             for running in self._running:
-                running.tell(mesh)
+                try:
+                    running.tell(mesh)
+                except BodyTooLarge as error:  # of a small body_size_max; they may repeat it
+                    logger.warning("bridge %s: others are not told: %s", running.rule.name, error)
 
     def _tell_agents(self) -> None:
         mesh = self._mesh

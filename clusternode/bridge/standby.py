@@ -23,6 +23,8 @@ DONE_MAX: Final = 2000
 """Fingerprints in one message: about 26 KB."""
 EARLY_MAX: Final = 10_000
 """Fingerprints that came before their message."""
+EARLY_EACH_MAX: Final = 1000
+"""Times that one of them may have been told: messages of one sender that say the same."""
 EARLY_WINDOW: Final[Seconds] = 10.0
 """So long they are kept: far longer than a message can be on its way to two agents."""
 NODES_MAX: Final = 64
@@ -79,8 +81,11 @@ class Held(Generic[Item]):
             if numbers:
                 self._take(numbers[0])
                 continue
-            self._early.setdefault(fingerprint, deque()).append(now)
+            told = self._early.setdefault(fingerprint, deque(maxlen=EARLY_EACH_MAX))
             self._early.move_to_end(fingerprint)
+            while told and now - told[0] > EARLY_WINDOW:
+                told.popleft()
+            told.append(now)
             if len(self._early) > EARLY_MAX:
                 self._early.popitem(last=False)
 

@@ -25,6 +25,7 @@ TAKEN: Final = (ResultCode.OK, ResultCode.QUEUED)
 def verdict(results: Mapping[Any, ResultCode]) -> ResultCode:
     """Return what the far side as a whole says: 200 when every node that is there has it.
 
+    202 where nobody says more than that he holds it, as a standing-by agent of the next bridge.
     A node that is certainly away (480, 503) or does not listen (404) has no say where another
     took it. What may have happened (408, 500) comes before what certainly did not.
     """
@@ -34,20 +35,23 @@ def verdict(results: Mapping[Any, ResultCode]) -> ResultCode:
         away = (ResultCode.NOT_FOUND, ResultCode.UNAVAILABLE, ResultCode.LEAVING)
         others = [code for code in others if code not in away]
         if not others:
-            return ResultCode.OK
+            return ResultCode.OK if ResultCode.OK in codes else ResultCode.QUEUED
     if not others:
         return ResultCode.UNAVAILABLE
     return next((code for code in others if not code.definite), others[0])
 
 
 def combine(codes: Sequence[ResultCode]) -> ResultCode:
-    """Return what the sender is told of a message that several rules have had."""
+    """Return what the sender is told of a message that several rules have had.
+
+    202 where one of them only holds it: that is not yet the 200 of its chosen agent.
+    """
     wrong = [code for code in codes if code not in (*TAKEN, ResultCode.NOT_FOUND)]
     if wrong:
         return next((code for code in wrong if not code.definite), wrong[0])
-    for best in TAKEN:
-        if best in codes:
-            return best
+    for code in (ResultCode.QUEUED, ResultCode.OK):
+        if code in codes:
+            return code
     return ResultCode.NOT_FOUND
 
 

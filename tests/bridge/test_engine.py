@@ -144,6 +144,33 @@ def test_changes_travel_as_json_where_nobody_has_tables():
     assert nonsense is Refusal.UNREADABLE
 
 
+@pytest.mark.parametrize("depth", [65, 989, 100_000])
+def test_json_that_is_nested_too_deep_is_text(depth):
+    body = '{"a":' + "[" * depth + "]" * depth + "}"
+    as_json, template, event = (
+        relayed(engine_of(changes), arrival(body))
+        for changes in (
+            {"body": "json"},
+            {"body": "text", "template": "{json.a}"},
+            {"to": "event:E_FRAUD"},
+        )
+    )
+
+    assert json.loads(as_json.body)["text"] == body
+    assert template.body == b""
+    assert event.parameters["body"] == body
+    filtered = engine_of({"filters": {"json.a": "*"}}).take(0.0, arrival(body))
+    assert filtered is Refusal.FILTERED
+
+
+def test_json_that_is_no_unicode_can_still_be_said_everywhere():
+    engine = engine_of({"to": "table:c1@opensips", "key": "ban:{json.k}", "value": "{json.k}"})
+
+    out = relayed(engine, arrival('{"k": "\\ud800"}'))
+
+    assert out.change == CellChange("set", "c1", "ban:?", "?")
+
+
 def test_a_domain_is_put_behind_users_and_taken_off_on_the_way_back():
     rule = {
         "from": "contacts:location@kamailio",

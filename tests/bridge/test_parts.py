@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import attrs
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusternode.bridge.marks import (
+    PARAMETER,
     PATH_MAX,
     Mark,
     identity_of,
@@ -18,6 +20,7 @@ from clusternode.bridge.marks import (
     split_untrusted,
 )
 from clusternode.bridge.memory import Memory, TokenBucket
+from clusternode.bridge.records import arrival_of
 from clusternode.bridge.running import RunningRule
 from clusternode.bridge.service import BridgeService, read_bridges
 from clusternode.bridge.standby import Held, Notice, parse_notice_untrusted
@@ -26,6 +29,7 @@ from clusternode.config.raw import RawTable
 from clusternode.core.types import ChannelName, ResultCode
 from clusternode.core.wire.codec import is_content_type
 from clusternode.errors import RemoteProtocolError
+from clusternode.kafka.records import Record
 from clusternode.kafka.service import KafkaService, KafkaSettings
 from tests.fakes.bus import member
 
@@ -94,6 +98,35 @@ def test_what_was_told_long_before_is_no_longer_believed():
     assert held.overdue(11.0, 0.0) == ["new"]
 
 
+def test_what_is_told_again_and_again_before_it_comes_takes_bounded_memory():
+    held: Held[str] = Held()
+    tracemalloc.start()
+    for now in range(20_000):
+        held.done(float(now), ["a"])
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert size < 100_000
+    held.hold(20_000.0, "a", "told", 1)
+    assert len(held) == 0
+
+
+def test_of_several_marks_none_is_left_to_hide_the_next():
+    ours = f"text/plain;{PARAMETER}={'a' * 10};{PARAMETER}={'b' * 10}"
+
+    assert split_untrusted(ours) == ("text/plain", Mark("a" * 10))
+
+
+def test_records_of_two_connections_are_not_one():
+    record = Record("fraud", 0, 5, None, b"x", (), 0)
+
+    one, two = (arrival_of(record, name) for name in ("here", "there"))
+
+    assert one is not None
+    assert two is not None
+    assert one.identity != two.identity
+
+
 def test_beyond_the_bound_the_oldest_copies_go_and_are_counted():
     held: Held[int] = Held()
     for number in range(3):
@@ -125,6 +158,8 @@ def test_a_notice_survives_and_nonsense_is_refused():
     [
         ([], 480),
         ([200, 202], 200),
+        ([202, 404], 202),
+        ([480, 202], 202),
         ([200, 480, 503, 404], 200),
         ([404, 404], 404),
         ([480, 404], 480),
@@ -141,7 +176,14 @@ def test_the_far_side_has_it_when_all_that_are_there_have_it(codes, expected):
 
 @pytest.mark.parametrize(
     ("codes", "expected"),
-    [([], 404), ([404, 200], 200), ([202, 404], 202), ([200, 480], 480), ([480, 408], 408)],
+    [
+        ([], 404),
+        ([404, 200], 200),
+        ([202, 404], 202),
+        ([200, 202], 202),
+        ([200, 480], 480),
+        ([480, 408], 408),
+    ],
 )
 def test_of_several_rules_the_one_that_failed_counts(codes, expected):
     assert combine([ResultCode(code) for code in codes]) == expected

@@ -6,6 +6,7 @@ docs/gateway-opensips.md.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final, assert_never
 
@@ -60,6 +61,8 @@ class Membership:
         timing = Timing(settings.ping_interval, settings.ping_timeout, settings.node_timeout)
         self.links = Links(timing, self._send_ping, self._link_changed)
         self.outbox = Outbox(settings.pace, context.effects, self._send_failed)
+        self.early: OrderedDict[int, CapabilityUpdate] = OrderedDict()
+        """Node → the row of it that came before its description; OpenSIPS 4.0 keeps no order."""
         self.voice = Voice(context, self.topology, self.links, self.outbox, announced)
         self._context = context
         self._announced = announced
@@ -208,6 +211,12 @@ class Membership:
             return False
         rows = [row for row in packet.nodes if self.topology.get(row.node_id) is not None]
         self._announced.received(attrs.evolve(packet, nodes=tuple(rows)))
+        for row in packet.nodes:
+            if row not in rows and row.node_id != self._context.own_id:
+                self.early[row.node_id] = attrs.evolve(packet, nodes=(row,))
+                self.early.move_to_end(row.node_id)
+        while len(self.early) > NODES_MAX:
+            self.early.popitem(last=False)
         if packet.wants_reply:
             self.voice.capabilities(node.node_id, wants_reply=False)
         return True
@@ -233,6 +242,9 @@ class Membership:
         self.links.add(self._context.now, node_id, min(description.retries, RETRIES_MAX))
         if not self.is_enabled:
             self.links.silence(self._context.now, node_id)
+        early = self.early.pop(node_id, None)
+        if early is not None:
+            self._announced.received(early)
         return node
 
     def remove(self, node_id: int, reason: str) -> bool:

@@ -117,9 +117,11 @@ def _address_rows(node: OpenSipsNode) -> Iterator[AddressSnapshot]:
     membership = node.membership
     for seed in node.context.settings.neighbor_node_info:
         known = membership.topology.get(seed.node_id)
+        if known is None:
+            continue  # removed since
         is_up = membership.links.is_up(seed.node_id)
         state = "connected" if is_up else "waiting"
-        if known is not None and not known.addresses:
+        if not known.addresses:
             state = "unresolved"
         yield AddressSnapshot(
             address=Address("tcp", seed.url.host, seed.url.port),

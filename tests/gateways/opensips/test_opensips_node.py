@@ -15,11 +15,13 @@ from clusternode.gateways.opensips import effects
 from clusternode.gateways.opensips.codec import decode_untrusted, encode
 from clusternode.gateways.opensips.messages import (
     Adjacency,
+    CapabilityUpdate,
     Description,
     Generic,
     LinkState,
     LinkUpdate,
     ModulePacket,
+    NodeCapabilities,
     NodeDescription,
     Ping,
     Pong,
@@ -395,6 +397,30 @@ def test_a_list_whose_changes_come_first_is_whole_in_any_order():
     stranger(world, TopologyUpdate(1, 2, 9, 1_900_000_000, rows, (2,)), "10.0.0.2")
 
     assert sorted(other.neighbours) == [1, 3]
+
+
+def test_capabilities_that_come_before_their_node_are_believed_once_it_is_known():
+    world = joined(1, 2)
+    node = world.members[1].node
+    rows = (NodeCapabilities(2, (("c", True),)), NodeCapabilities(50, (("c", True),)))
+    stranger(world, CapabilityUpdate(1, 2, 5, 1_900_000_000, rows, False, (2,)), "10.0.0.2")
+    assert [each.node_id for each in node.capabilities.all()] == [2]
+
+    description = Description("bin:10.0.0.50:5555", "", 50, 3)
+    stranger(world, NodeDescription(1, 50, description, (50, 2)), "10.0.0.2")
+
+    assert node.capabilities.state(50, "c") is True
+
+
+def test_capabilities_of_invented_nodes_cost_bounded_memory():
+    world = joined(1, 2)
+    early = world.members[1].node.membership.early
+    for number in range(10):
+        ids = range(1000 + 100 * number, 1100 + 100 * number)
+        rows = tuple(NodeCapabilities(each, (("c", True),)) for each in ids)
+        packet = CapabilityUpdate(1, 2, 5 + number, 1_900_000_000, rows, False, (2,))
+        stranger(world, packet, "10.0.0.2")
+    assert len(early) == 128 and 1999 in early
 
 
 def test_a_neighbour_with_a_name_is_looked_up_before_it_is_dialled_and_again_when_it_is_lost():

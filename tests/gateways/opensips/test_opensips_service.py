@@ -232,6 +232,9 @@ async def test_a_disabled_node_is_shown_so_and_a_removed_one_not_at_all(caplog):
         await until(lambda: three.bus.members()[0].status == "disabled")
         assert "cluster opensips: 3: active -> disabled (removed by node 1)" in caplog.messages
         assert [row.node_id for row in one.bus.members()] == ["1", "2"]
+        assert [str(row.address) for row in two.bus.snapshot().addresses] != []
+        two.bus.remove("1")
+        assert two.bus.snapshot().addresses == ()
 
 
 async def test_a_cache_is_synced_written_and_heard():

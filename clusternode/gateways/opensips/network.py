@@ -61,6 +61,7 @@ class Owner(Protocol):
     def accepted(self, number: int, host: str, port: int) -> None: ...
     def connected(self, number: int) -> None: ...
     def received(self, number: int, frame: bytes) -> None: ...
+    def misframed(self, number: int, reason: str) -> None: ...
     def written(self, number: int, urgent: int, data: int) -> None: ...
     def closed(self, number: int) -> None: ...
 
@@ -262,9 +263,13 @@ class Network:
                     data = await secured.receive_some(READ_SIZE)
                 if not data:
                     break
-                for frame in reader.receive_data_untrusted(bytes(data)):
-                    self._owner.received(wire.number, frame)
-                reader.receive_data_untrusted(b"")  # raises where a bad frame follows the good
+                try:
+                    for frame in reader.receive_data_untrusted(bytes(data)):
+                        self._owner.received(wire.number, frame)
+                    reader.receive_data_untrusted(b"")  # raises where a bad frame follows the good
+                except RemoteProtocolError as error:
+                    self._owner.misframed(wire.number, str(error))
+                    raise
             nursery.cancel_scope.cancel()
 
     async def _write(self, stream: trio.abc.Stream, wire: _Wire, below: trio.SocketStream) -> None:

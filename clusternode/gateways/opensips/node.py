@@ -164,6 +164,14 @@ class OpenSipsNode:
             self.context.complain("malformed", known.node_id, known.host, str(error))
         return self._take()
 
+    def misframed(self, now: Instant, connection: int, reason: str) -> list[Effect]:
+        """Take note that no frame can follow on a connection, which ends for that."""
+        self.context.now = now
+        known = self.membership.outbox.get(connection)
+        if known is not None:
+            self.context.complain("malformed", known.node_id, known.host, reason)
+        return self._take()
+
     def leave(self, now: Instant) -> list[Effect]:
         """Say goodbye; nothing is answered any more."""
         self.context.now = now

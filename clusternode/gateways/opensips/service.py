@@ -106,6 +106,9 @@ class OpenSipsGateway:
     def received(self, number: int, frame: bytes) -> None:
         self.perform(self.node.received(trio.current_time(), number, frame))
 
+    def misframed(self, number: int, reason: str) -> None:
+        self.perform(self.node.misframed(trio.current_time(), number, reason))
+
     def written(self, number: int, urgent: int, data: int) -> None:
         self.perform(self.node.written(trio.current_time(), number, urgent, data))
 

@@ -19,7 +19,7 @@ from clusternode.agent import Agent
 from clusternode.bus.interface import Arrivals
 from clusternode.config import load_settings
 from clusternode.core.effects import Outcome
-from clusternode.core.events import SharingTagChanged
+from clusternode.core.events import PeerMisbehaved, SharingTagChanged
 from clusternode.core.sip_events import (
     CacheReplicated,
     CommandReceived,
@@ -347,6 +347,9 @@ async def test_strangers_get_an_answer_on_their_connection_and_nonsense_closes_i
                 await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
                 with pytest.raises((trio.BrokenResourceError, AssertionError)):
                     assert await stream.receive_some(1000) != b""
+        (told,) = one.of(PeerMisbehaved)
+        assert told.address == "127.0.0.1" and "marker b'GET '" in told.reason
+        assert one.bus.snapshot().counters["malformed"] == 1
 
 
 async def test_over_tls_both_sides_show_a_certificate(tmp_path: Path):

@@ -41,6 +41,8 @@ LOOK_INTERVAL: Final[Seconds] = 1.0
 GATHER: Final[Seconds] = 0.05
 """How long what was dealt with is gathered before the others are told."""
 CHANGES: Final = (NodeStateChanged.NAME, RecordChanged.NAME, Joined.NAME)
+INCARNATIONS_MAX: Final = 10_000
+"""Lives of nodes that are kept at hand; more than that only strangers have names for."""
 RELAYING_MAX: Final = 64
 """Held copies that are relayed at a time after a takeover."""
 
@@ -177,6 +179,8 @@ class BridgeService:
             return self._nonce
         key = (bus.name, node_id)
         if key not in self._incarnations:
+            if len(self._incarnations) >= INCARNATIONS_MAX:
+                self._incarnations.clear()
             for member in bus.members():
                 self._incarnations[bus.name, member.node_id] = member.incarnation
             self._incarnations.setdefault(key, self._nonce)

@@ -268,6 +268,8 @@ def _read_rule(table: RawTable, old_name: str, connections: Mapping[str, object]
     sources = {link.source.kind for link in links}
     if not table.has("agents") and (old_name or sources == {"event"}):
         loops = attrs.evolve(loops, agents="every")
+    if not old_name:
+        _refuse_idle(table, links)
     rule = Rule(
         name=name,
         links=links,
@@ -370,7 +372,31 @@ def _check(table: RawTable, rule: Rule) -> None:
         source, target = link.source, link.target
         if target.kind == "table" and source.kind == "event" and not bodies.key:
             raise table.fail("key", None, "the key of the cell, such as {param.key}")
-    if bodies.prefix and not any(link.target.kind == "table" for link in rule.links):
-        raise table.fail("prefix", bodies.prefix, "only for a rule to a table")
-    if bodies.aor_domain and not any(link.target.kind == "contacts" for link in rule.links):
-        raise table.fail("aor_domain", bodies.aor_domain, "only for a rule to contacts")
+
+
+ONLY_TO: Final[Mapping[str, Sequence[str]]] = {
+    "key": ("kafka", "table"),
+    "headers": ("kafka",),
+    "value": ("table",),
+    "expires": ("table",),
+    "prefix": ("table",),
+    "aor_domain": ("contacts",),
+}
+"""Key → the kinds of targets for which it means anything."""
+ONLY_FROM_TOPICS: Final = ("group", "retries", "dead_letter")
+
+
+def _refuse_idle(table: RawTable, links: Sequence[Link]) -> None:
+    """See whether every key means something for a rule: one without effect is a mistake.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    targets = {link.target.kind for link in links}
+    for key, kinds in ONLY_TO.items():
+        if table.has(key) and not targets.intersection(kinds):
+            expected = f"only in a rule to {' or '.join(kinds)}"
+            raise table.fail(key, table.values[key], expected)
+    for key in ONLY_FROM_TOPICS:
+        if table.has(key) and all(link.source.kind != "kafka" for link in links):
+            raise table.fail(key, table.values[key], "only in a rule from kafka")

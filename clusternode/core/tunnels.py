@@ -25,6 +25,10 @@ from clusternode.errors import RemoteProtocolError
 RESEND_DIVISOR = 2
 """An acknowledgement is waited for this part of `ping_timeout` before segments are sent again."""
 
+RESENDS_MAX = 5
+"""What was sent so often in a row for nothing belongs to a tunnel that the other end has not got,
+although it answers pings over others; another one is begun then."""
+
 
 @attrs.define(eq=False)
 class End:
@@ -249,6 +253,10 @@ class Tunnels:
         if not end.is_connected and now - end.begun_at >= timeout:
             self._end_there(end.node_id, end.tunnel.number, end.tunnel.received)
             self._lost(end, "no HELLO in time", now)
+            return
+        if end.tunnel.resends >= RESENDS_MAX:
+            self._end_there(end.node_id, end.tunnel.number, end.tunnel.received)
+            self._lost(end, "nothing is taken at its other end", now)
             return
         self._dirty[connection] = None
         if end.tunnel.waiting_bytes:

@@ -37,6 +37,7 @@ class Tunnel:
         "number",
         "received",
         "resend_delay",
+        "resends",
     )
 
     def __init__(self, number: int, resend_delay: Seconds) -> None:
@@ -48,6 +49,8 @@ class Tunnel:
         self.is_ack_owed = False
         self.resend_delay = self._resend_delay_min = resend_delay
         """How long to wait for an acknowledgement; doubled at each time that none came."""
+        self.resends = 0
+        """How often in a row no acknowledgement came in time, on this way."""
         self._outgoing = bytearray()  # from the first unacknowledged byte on
         self._sent = 0  # bytes of `_outgoing` that are on the way
         self._window = WINDOW_MIN
@@ -85,11 +88,13 @@ class Tunnel:
         self._sent = 0
         self._window = WINDOW_MIN
         self.resend_delay = self._resend_delay_min
+        self.resends = 0
 
     def timed_out(self) -> None:
         """Take note that no acknowledgement came for `resend_delay`."""
-        delay = self.resend_delay
+        delay, resends = self.resend_delay, self.resends
         self.go_back()
+        self.resends = resends + 1
         self.resend_delay = min(2 * delay, RESEND_DELAY_MAX)
 
     def receive_untrusted(self, segment: Segment) -> tuple[bytes, bool] | None:
@@ -107,6 +112,7 @@ class Tunnel:
             self._sent = max(0, self._sent - released)
             self._window = min(2 * self._window, WINDOW_MAX)
             self.resend_delay = self._resend_delay_min
+            self.resends = 0
         data = segment.data
         if not data:
             return b"", is_progress

@@ -76,13 +76,21 @@ class Crossing:
         ]
         return [relays for _, relays in sorted(found)]
 
+    def pings(self, name, over):
+        """Return the pings to a node that were sent over a relay."""
+        return [
+            one
+            for one in self.sent(over, Routed)
+            if (one.destination, one.type) == (name, Ping.TYPE)
+        ]
+
     def pong(self, name, over):
         """Let the last ping over a relay come back from a node."""
-        ping = [one for one in self.sent(over, Routed) if one.destination == name][-1]
-        (number, _digest) = __import__("msgpack").unpackb(ping.payload)
-        pong = routed(
-            name, "n5", *ping.relays[::-1], message=Pong(number, 0), incarnations=(1, 100)
-        )
+        ping = self.pings(name, over)[-1]
+        inner = decode_untrusted(ping.type, ping.payload)
+        assert isinstance(inner, Ping)
+        answer = Pong(inner.number, 0)
+        pong = routed(name, "n5", *ping.relays[::-1], message=answer, incarnations=(1, 100))
         self.receive(over, pong)
 
 
@@ -435,3 +443,15 @@ def test_members_whose_links_were_silent_for_a_moment_are_not_counted_as_lost():
     node.lose("n9")
 
     assert len(node.asked_over("n9")) == 5
+
+
+def test_a_tunnel_that_takes_nothing_is_given_up_although_its_node_answers_over_others():
+    node = Crossing()
+    tunnel_to_n9(node)
+    for _ in range(80):
+        node.lone.pass_time(0.5, answers=(node.links["n1"], node.links["n3"]))
+        if node.pings("n9", over="n1"):
+            node.pong("n9", over="n1")
+
+    assert node.lone.count("tunnels_opened") > 1
+    assert node.lone.status("n9") == "active"

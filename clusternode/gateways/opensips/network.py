@@ -274,9 +274,14 @@ class Network:
 
     async def _write(self, stream: trio.abc.Stream, wire: _Wire, below: trio.SocketStream) -> None:
         assert self._owner is not None, "the network runs"
+        in_flight, patience = 0, math.inf
         while True:
             data, urgent, others = wire.batch(_unacknowledged(below) if wire.in_flight else 0)
+            if wire.in_flight != in_flight or not wire.data:
+                in_flight, patience = wire.in_flight, trio.current_time() + WRITE_TIMEOUT
             if not data:
+                if wire.data and trio.current_time() >= patience:
+                    raise trio.TooSlowError
                 wire.news = trio.Event()
                 with trio.move_on_after(IN_FLIGHT_PAUSE if wire.data else math.inf):
                     await wire.news.wait()

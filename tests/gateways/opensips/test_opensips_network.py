@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import trio
 
-from clusternode.gateways.opensips.network import IN_FLIGHT_MAX, Network
+from clusternode.gateways.opensips.network import IN_FLIGHT_MAX, WRITE_TIMEOUT, Network
 from clusternode.gateways.opensips.settings import BinUrl, MyNodeInfo, OpenSipsSettings
 
 PATIENCE = 20.0
@@ -69,6 +69,21 @@ async def test_what_a_stalled_node_has_not_taken_in_is_bounded_and_urgent_frames
 
         assert IN_FLIGHT_MAX <= stalled < 2 * IN_FLIGHT_MAX
         assert owner.written_frames == [1, 600]
+
+
+async def test_a_node_that_takes_nothing_for_too_long_is_left(nursery, autojump_clock):
+    owner, network = Owner(), make()
+    await nursery.start(network.run, owner)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.63.4", 0))
+        listener.listen()
+        network.dial(1, *listener.getsockname(), is_tls=False)
+        for _ in range(600):
+            network.send(1, DATA, is_urgent=False)
+        with trio.fail_after(2 * WRITE_TIMEOUT):
+            await owner.is_closed.wait()
+    assert IN_FLIGHT_MAX <= owner.written_frames[1] < 600
 
 
 async def test_a_refused_dial_is_told_at_once(nursery):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Final
+
+import attrs
 
 from clusternode.bridge.changes import CellChange, Change, ContactChange
 from clusternode.bridge.marks import digest
@@ -28,6 +31,8 @@ from clusternode.gateways.kamailio.replication import (
 
 CHANNELS: Final[Mapping[str, str]] = {"table": HTABLE_CHANNEL, "contacts": USRLOC_CHANNEL}
 RUID_LENGTH: Final = 16
+RECORD_IDS_MAX: Final = 10_000
+"""Contacts whose record ids are remembered for one rule; of others it is derived."""
 ALL_METHODS: Final = 0xFFFFFFFF
 """What usrloc says of a contact without Allow: every bit of its 32."""
 
@@ -104,10 +109,13 @@ def _number(fields: Mapping[str, Value], name: str, default: int) -> int:
     return value
 
 
-def write(change: Change, unix_now: float) -> Sequence[bytes]:
-    """Return the bodies of the channel htable or usrloc that say a change."""
+def write(change: Change, unix_now: float, record_id: str = "") -> Sequence[bytes]:
+    """Return the bodies of the channel htable or usrloc that say a change.
+
+    `record_id` is that of a contact that a Kamailio has registered; empty: it is derived.
+    """
     if isinstance(change, ContactChange):
-        return [encode_contact(_contact(change, unix_now))]
+        return [encode_contact(_contact(change, unix_now, record_id or ruid_of(change)))]
     table, key = change.table, change.key
     match change.action:
         case "set":
@@ -126,8 +134,38 @@ def write(change: Change, unix_now: float) -> Sequence[bytes]:
             return [encode_htable(RemoveRegex(table, key))]
 
 
+@attrs.define
+class RecordIds:
+    """The record ids that Kamailios gave to contacts: a contact is found by nothing else there."""
+
+    size_max: int = RECORD_IDS_MAX
+    _ids: OrderedDict[tuple[str, str], str] = attrs.Factory(OrderedDict)  # (AoR, contact) → ruid
+
+    def learn_untrusted(self, body: bytes) -> None:
+        """Take note of the contacts that a body of the channel usrloc tells.
+
+        Raises:
+            RemoteProtocolError: It is no such body.
+        """
+        for contact in parse_usrloc_untrusted(body):
+            key = (_text(contact.fields, "aor"), _text(contact.fields, "c"))
+            if contact.action == "remove":
+                self._ids.pop(key, None)
+            elif contact.action == "update":
+                self._ids[key] = _text(contact.fields, "ruid")
+                self._ids.move_to_end(key)
+                if len(self._ids) > self.size_max:
+                    self._ids.popitem(last=False)
+
+    def of(self, change: Change) -> str:
+        """Return the record id of a contact, empty where none is known."""
+        if isinstance(change, CellChange):
+            return ""
+        return self._ids.get((change.aor, change.contact), "")
+
+
 def ruid_of(change: ContactChange) -> str:
-    """Return the record id of a contact: Kamailio has one, made by the registrar; we derive it.
+    """Return the record id of a contact that no Kamailio has registered.
 
     The same for an update and its removal, so that Kamailio finds what it is to remove.
     """
@@ -135,13 +173,13 @@ def ruid_of(change: ContactChange) -> str:
     return "cn-" + digest(identity, RUID_LENGTH)
 
 
-def _contact(change: ContactChange, unix_now: float) -> Contact:
+def _contact(change: ContactChange, unix_now: float, record_id: str) -> Contact:
     methods = ALL_METHODS if change.methods < 0 else change.methods & ALL_METHODS
     return Contact(
         change.action,
         {
             "aor": change.aor,
-            "ruid": ruid_of(change),
+            "ruid": record_id,
             "c": change.contact,
             "received": change.received,
             "path": change.path,

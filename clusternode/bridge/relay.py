@@ -14,6 +14,7 @@ import trio
 from clusternode.bridge.bodies import JSON_CONTENT_TYPE, Parcel
 from clusternode.bridge.changes import CellChange, Change
 from clusternode.bridge.engine import Arrival, LinkEngine, Outgoing, Refusal
+from clusternode.bridge.kamailio import RecordIds
 from clusternode.bridge.known import KnownCells
 from clusternode.bridge.marks import (
     identity_of,
@@ -73,6 +74,8 @@ class Owner(Protocol):
 
     is_chosen: bool
     """Whether this agent is the one that relays."""
+    record_ids: RecordIds
+    """Of the contacts that the rule has brought from Kamailio."""
 
     def hold(self, relay: Relay, arrival: Arrival) -> None:
         """Keep a message that another agent is to relay."""
@@ -148,6 +151,8 @@ class Relay:
         if self.source.kind not in TYPED:
             yield arrival
             return
+        if self.source.kind == "contacts" and world.carries_marks:  # of Kamailio
+            self._owner.record_ids.learn_untrusted(message.body)
         changes = world.read_untrusted(self.source.kind, self.source.name, message.body)
         if self.target.kind == "table" and not world_of(self.target.where).says_patterns:
             cells = [change for change in changes if isinstance(change, CellChange)]
@@ -364,7 +369,12 @@ class Relay:
             return ResultCode.OK
         bus, world = self._target_bus()
         if outgoing.change is not None:
-            deliveries = world.write(bus, outgoing.change, outgoing.mark)
+            deliveries = world.write(
+                bus,
+                outgoing.change,
+                outgoing.mark,
+                self._owner.record_ids.of(outgoing.change),
+            )
             results = [await delivery for delivery in deliveries]
             code = next((one for one in map(verdict, results) if one not in TAKEN), ResultCode.OK)
         else:

@@ -11,6 +11,7 @@ import trio
 
 from clusternode.bridge.engine import Arrival, Counters, LinkEngine
 from clusternode.bridge.junction import HANDLER_MARGIN
+from clusternode.bridge.kamailio import RecordIds
 from clusternode.bridge.memory import Memory, TokenBucket
 from clusternode.bridge.relay import Host, Relay
 from clusternode.bridge.settings import Link, Rule
@@ -53,6 +54,7 @@ class RunningRule:
         self.shares = False
         """Whether another agent that we see has this rule too."""
         self.held: Held[Copy] = Held()
+        self.record_ids = RecordIds()
         self._host = host
         self._done: deque[str] = deque(maxlen=100 * DONE_MAX)
 
@@ -102,6 +104,7 @@ class RunningRule:
     def succeed(self, before: RunningRule) -> None:
         """Take over what a rule of the same name held before its settings changed."""
         self.held = before.held
+        self.record_ids = before.record_ids
         self.is_chosen, self.shares = before.is_chosen, before.shares
 
     # --- which agent ----------------------------------------------------------------------------

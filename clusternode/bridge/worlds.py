@@ -58,8 +58,8 @@ class World(Protocol):
         """
         ...
 
-    def write(self, bus: Bus, change: Change, mark: Mark) -> Sequence[Delivery]:
-        """Tell every node of a bus a change."""
+    def write(self, bus: Bus, change: Change, mark: Mark, record_id: str) -> Sequence[Delivery]:
+        """Tell every node of a bus a change; `record_id`: a Kamailio's, of a contact."""
         ...
 
 
@@ -78,8 +78,8 @@ class Mesh:
     def read_untrusted(self, kind: str, name: str, body: bytes) -> list[Change]:
         raise AssertionError(f"our clusters have no {kind} {name}: refused before")
 
-    def write(self, bus: Bus, change: Change, mark: Mark) -> Sequence[Delivery]:
-        del mark
+    def write(self, bus: Bus, change: Change, mark: Mark, record_id: str) -> Sequence[Delivery]:
+        del mark, record_id
         raise AssertionError(f"{bus.name} has no tables: {change} was refused before")
 
 
@@ -97,12 +97,12 @@ class Kamailio:
     def read_untrusted(self, kind: str, name: str, body: bytes) -> list[Change]:
         return kamailio.read_untrusted(kind, name, body, _unix_now())
 
-    def write(self, bus: Bus, change: Change, mark: Mark) -> Sequence[Delivery]:
+    def write(self, bus: Bus, change: Change, mark: Mark, record_id: str) -> Sequence[Delivery]:
         """Tell every Kamailio, and our own copy of the table if we keep one."""
         found = []
         channel = kamailio.CHANNELS["table" if isinstance(change, CellChange) else "contacts"]
         content_type = mark.on(JSON_CONTENT_TYPE) or JSON_CONTENT_TYPE
-        for body in kamailio.write(change, _unix_now()):
+        for body in kamailio.write(change, _unix_now(), record_id):
             if channel == HTABLE_CHANNEL:
                 _keep(bus, body)
             found.append(bus.broadcast(channel, body, content_type=content_type))
@@ -132,9 +132,9 @@ class OpenSips:
     def read_untrusted(self, kind: str, name: str, body: bytes) -> list[Change]:
         return opensips.read_untrusted(kind, name, body)
 
-    def write(self, bus: Bus, change: Change, mark: Mark) -> Sequence[Delivery]:
+    def write(self, bus: Bus, change: Change, mark: Mark, record_id: str) -> Sequence[Delivery]:
         """Tell every OpenSIPS; there is no place for the mark."""
-        del mark
+        del mark, record_id
         channel = opensips.CHANNELS["table" if isinstance(change, CellChange) else "contacts"]
         return [bus.broadcast(channel, opensips.write(change, _unix_now()))]
 

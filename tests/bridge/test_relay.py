@@ -6,10 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
+from clusternode.bridge import kamailio, opensips
+from clusternode.bridge.changes import ContactChange
 from clusternode.bridge.engine import Counters, LinkEngine
+from clusternode.bridge.kamailio import RecordIds
 from clusternode.bridge.memory import Memory, TokenBucket
 from clusternode.bridge.relay import Relay
 from clusternode.bus.interface import Bus
@@ -35,19 +39,53 @@ class FakeHost:
     """An agent with one bus of each kind."""
 
     def __init__(self) -> None:
-        self.buses: dict[str, Bus] = {name: FakeBus(name) for name in ("m1", "opensips")}
+        self.buses: dict[str, Bus] = {
+            name: FakeBus(name) for name in ("m1", "kamailio", "opensips")
+        }
         self.events = Events()
+
+    def incarnation_of(self, bus: Bus, node_id: str) -> object:
+        return bus.name, node_id
+
+    def is_of_an_agent(self, bus: Bus, node_id: str) -> bool:
+        return (bus.name, node_id) == ("", "")
+
+
+@attrs.frozen
+class Heard:
+    """A message that has arrived."""
+
+    bus: Bus
+    channel: str
+    body: bytes
+    message_id: int
+    origin: str = "n2"
+    source: str = "n2"
+    content_type: str = "application/json"
+    max_forwards: int = 1
 
 
 class Chosen:
     is_chosen = True
 
+    def __init__(self) -> None:
+        self.record_ids = RecordIds()
 
-def relay_of(host: FakeHost, **changes: Any) -> Relay:
+    def done(self, fingerprint: str) -> None:
+        """Nobody else is here to be told."""
+
+
+def relays_of(host: FakeHost, **changes: Any) -> list[Relay]:
     (rule,) = rules_of({**RULE, **changes})
     bucket = TokenBucket(rule.limits.rate, rule.limits.burst)
-    engine = LinkEngine(rule, rule.links[0], Memory(), bucket, Counters())
-    return Relay(engine, host, Chosen())  # type: ignore[arg-type]  # what is asked of them here
+    memory, owner = Memory(), Chosen()
+    engines = [LinkEngine(rule, link, memory, bucket, Counters()) for link in rule.links]
+    return [Relay(each, host, owner) for each in engines]  # type: ignore[arg-type]  # as far as asked
+
+
+def relay_of(host: FakeHost, **changes: Any) -> Relay:
+    (relay,) = relays_of(host, **changes)
+    return relay
 
 
 def records(*bodies: bytes) -> list[Record]:
@@ -90,3 +128,31 @@ async def test_records_wait_for_the_rate_and_none_fails(rate, autojump_clock):
 
     assert [(each.count, each.error) for each in found] == [(30, "")] * 2
     assert trio.current_time() >= 59 / rate - 1
+
+
+async def test_a_user_of_a_kamailio_who_leaves_in_the_other_world_is_found_there():
+    host = FakeHost()
+    there, back = relays_of(
+        host,
+        **{"from": "contacts:location@kamailio", "to": "contacts:location@opensips"},
+        direction="both",
+    )
+    change = ContactChange(action="update", aor="carl", contact="sip:carl@192.0.2.7")
+    (told,) = kamailio.write(change, 1.0, "uloc-6-abc-1")
+    gone = opensips.write(attrs.evolve(change, action="remove"), 1.0)
+
+    taken = [
+        await relay.take_message(Heard(host.buses[bus], channel, body, number))  # type: ignore[arg-type]  # what is asked of it
+        for number, (relay, bus, channel, body) in enumerate(
+            [
+                (there, "kamailio", kamailio.CHANNELS["contacts"], told),
+                (back, "opensips", opensips.CHANNELS["contacts"], gone),
+            ]
+        )
+    ]
+
+    bus = host.buses["kamailio"]
+    assert isinstance(bus, FakeBus)
+    ((_, (_, written), _),) = bus.calls
+    assert taken == [200, 200]
+    assert json.loads(written)["ruid"] == "uloc-6-abc-1"

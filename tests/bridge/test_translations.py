@@ -104,6 +104,31 @@ def test_what_we_write_has_the_members_of_a_recorded_message_in_their_order():
     assert parse_usrloc_untrusted(written)
 
 
+def test_a_contact_of_a_kamailio_keeps_its_record_id_when_the_other_world_changes_it():
+    ids = kamailio.RecordIds(size_max=2)
+    change = ContactChange(action="update", aor="carl", contact="sip:carl@192.0.2.7")
+    removal = attrs.evolve(change, action="remove")
+    (told,) = kamailio.write(change, NOW, "uloc-6-abc-1")
+    (other,) = kamailio.write(attrs.evolve(change, aor="eve"), NOW, "uloc-6-abc-2")
+    (third,) = kamailio.write(attrs.evolve(change, aor="dan"), NOW, "uloc-6-abc-3")
+
+    ids.learn_untrusted(told)
+    (written,) = kamailio.write(removal, NOW, ids.of(removal))
+    ids.learn_untrusted(other)
+    ids.learn_untrusted(written)
+    gone = ids.of(change)
+    ids.learn_untrusted(told)
+    ids.learn_untrusted(third)
+
+    assert json.loads(written)["ruid"] == "uloc-6-abc-1"
+    assert gone == ""
+    assert [ids.of(attrs.evolve(change, aor=aor)) for aor in ("eve", "carl", "dan")] == [
+        "",
+        "uloc-6-abc-1",
+        "uloc-6-abc-3",
+    ]
+
+
 @given(CONTACTS)
 def test_a_registration_survives_the_way_through_kamailio(change):
     (written,) = kamailio.write(change, NOW)

@@ -449,9 +449,7 @@ def a_segment_is_taken_twice(right: Function) -> Function:
     return receive
 
 
-@mutant(
-    Tunnel, "go_back", ["the-relay-dies", "back-to-the-direct-link"], [REACHED, ONE_RESULT, WAITS]
-)
+@mutant(Tunnel, "go_back", ["a-relay-loses-its-link"], [REACHED, ONE_RESULT, WAITS])
 def what_a_relay_lost_stays_lost(right: Function) -> Function:
     """Segments that were on a way when it broke are not sent again."""
     return lambda self: None

@@ -63,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         trio.run(_play_bridge if arguments.bridge else _play)
     except* KeyboardInterrupt:  # in one task of the story, so in a group
         raise KeyboardInterrupt from None
+    except* BrokenPipeError:  # whoever read has enough
+        raise BrokenPipeError from None
     except* FleetError as group:
         failed = True
         for error in group.exceptions:

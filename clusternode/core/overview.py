@@ -65,6 +65,7 @@ def _member_row(
     record = row.record
     link = membership.links.open_to(node_id)
     stream = messaging.deliveries.streams.get(node_id)
+    round_trip = membership.keepalive.round_trips.get(node_id)
     return MemberSnapshot(
         node_id=node_id,
         address=record.address,
@@ -78,7 +79,7 @@ def _member_row(
         local=False,
         priority=record.priority,
         link=_link_shown(link, membership.rerouting.way_to(node_id)),
-        round_trip_s=membership.keepalive.round_trips.get(node_id),
+        round_trip_s=round_trip if row.health is Health.ACTIVE else None,
         notification=membership.is_notification(row),
         remote="" if link is None else link.remote,
         outbox_bytes=0 if stream is None else stream.held_bytes,

@@ -65,6 +65,14 @@ def test_the_round_trip_is_that_of_the_answered_ping():
     assert lone.node.snapshot(lone.now).members[1].round_trip_s == pytest.approx(0.25)
 
 
+def test_a_member_that_does_not_answer_has_no_round_trip():
+    lone = Lone()
+    lone.feed(Disconnected(lone.open("n9")))
+    refuse(lone)
+
+    assert lone.node.snapshot(lone.now).members[1].round_trip_s is None
+
+
 def test_a_killed_process_on_a_live_host_is_not_active_at_the_refused_dial():
     lone = Lone()
     connection = lone.open("n9")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import attrs
 
-from clusternode.core.events import Event
-from clusternode.core.types import DeliveryId, NodeId, RequestId, ResultCode
+from clusternode.core.types import NodeId, RequestId
 from clusternode.core.wire.messages import Answerable
+from clusternode.gateways.effects import Asked as Asked
+from clusternode.gateways.effects import Destined as Destined
+from clusternode.gateways.effects import Raise as Raise
+from clusternode.gateways.effects import Settled as Settled
 from clusternode.gateways.kamailio.translate import NamedAddress, PeerAddress
 
 
@@ -49,44 +51,12 @@ class Resolve:
 
 
 @attrs.define
-class Raise:
-    """Tell the observers."""
-
-    event: Event
-
-
-@attrs.define
 class Arrived:
     """A message or request for the routes; `KamailioNode.finish` takes the ticket and a code."""
 
     origin: NodeId
     ticket: int
     message: Answerable
-
-
-@attrs.define
-class Destined:
-    """The number of destinations of a delivery, before any result of it."""
-
-    delivery: DeliveryId
-    count: int
-
-
-@attrs.define
-class Settled:
-    """The final result of one destination."""
-
-    delivery: DeliveryId
-    node_id: NodeId
-    code: ResultCode
-
-
-@attrs.define
-class Asked:
-    """The asked set of a request."""
-
-    request: RequestId
-    node_ids: Sequence[NodeId]
 
 
 @attrs.define

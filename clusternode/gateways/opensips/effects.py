@@ -8,9 +8,12 @@ from typing import TypeAlias
 import attrs
 
 from clusternode.core.effects import Outcome
-from clusternode.core.events import Event
-from clusternode.core.types import DeliveryId, NodeId, RequestId, ResultCode
+from clusternode.core.types import NodeId, RequestId, ResultCode
 from clusternode.core.wire.messages import Answerable
+from clusternode.gateways.effects import Asked as Asked
+from clusternode.gateways.effects import Destined as Destined
+from clusternode.gateways.effects import Raise as Raise
+from clusternode.gateways.effects import Settled as Settled
 
 
 @attrs.define
@@ -53,44 +56,12 @@ class Resolve:
 
 
 @attrs.define
-class Raise:
-    """Tell the observers."""
-
-    event: Event
-
-
-@attrs.define
 class Arrived:
     """Something for the routes; nobody outside waits for what becomes of it."""
 
     origin: NodeId
     messages: Sequence[Answerable]
     """A request of a script may also be meant as a message: then it is both."""
-
-
-@attrs.define
-class Destined:
-    """The number of destinations of a delivery, before any result of it."""
-
-    delivery: DeliveryId
-    count: int
-
-
-@attrs.define
-class Settled:
-    """The final result of one destination."""
-
-    delivery: DeliveryId
-    node_id: NodeId
-    code: ResultCode
-
-
-@attrs.define
-class Asked:
-    """The asked set of a request."""
-
-    request: RequestId
-    node_ids: Sequence[NodeId]
 
 
 @attrs.define

@@ -27,6 +27,7 @@ COUNTERS: Final[tuple[str, ...]] = (
     "own_id",
     "stale",
     "strangers",
+    "strangers_closed",
     "too_large",
     "unroutable",
 )

@@ -30,10 +30,14 @@ WRITE_TIMEOUT: Final[Seconds] = 5.0
 """How long the other end may take nothing before its connection is closed."""
 IDLE_TIMEOUT: Final[Seconds] = 900.0
 """How long an accepted connection may say nothing: fifteen pauses of a node that is down."""
+STRANGER_TIMEOUT: Final[Seconds] = 10.0
+"""For an introduction, and the look-up of its name, on a connection from no node's address."""
 CONNECTIONS_MAX: Final = 512
 """Accepted at a time: four for each node of a full cluster."""
 CONNECTIONS_PER_HOST_MAX: Final = 64
 """Of those from one address, so that one host cannot keep all others out."""
+STRANGERS_MAX: Final = CONNECTIONS_MAX // 2
+"""Of those from addresses of no node: the rest is for members, two for each and ours to them."""
 READ_SIZE: Final = 16_384
 """So that what one read brings does not keep the pings of others waiting."""
 WRITE_SIZE: Final = 65_536
@@ -58,7 +62,9 @@ STREAM_ERRORS: Final = (
 class Owner(Protocol):
     """Who is told what happens on the connections."""
 
+    def is_member(self, host: str) -> bool: ...
     def accepted(self, number: int, host: str, port: int) -> None: ...
+    def refused(self, host: str, reason: str) -> None: ...
     def connected(self, number: int) -> None: ...
     def received(self, number: int, frame: bytes) -> None: ...
     def misframed(self, number: int, reason: str) -> None: ...
@@ -71,6 +77,7 @@ class _Wire:
     """One connection, and the frames that wait to be written."""
 
     number: int
+    host: str
     urgent: deque[bytes] = attrs.Factory(deque)
     data: deque[bytes] = attrs.Factory(deque)
     news: trio.Event = attrs.Factory(trio.Event)
@@ -157,7 +164,7 @@ class Network:
 
     def dial(self, number: int, host: str, port: int, *, is_tls: bool) -> None:
         assert self._nursery is not None, "the network runs"
-        wire = self._wires[number] = _Wire(number)
+        wire = self._wires[number] = _Wire(number, host)
         self._nursery.start_soon(self._dial, wire, host, port, is_tls)
 
     def send(self, number: int, frame: bytes, *, is_urgent: bool) -> None:
@@ -187,20 +194,23 @@ class Network:
             await trio.aclose_forcefully(stream)
             return
         host = _canonical(host)
-        is_full = len(self._wires) >= CONNECTIONS_MAX
-        if is_full or self._hosts.get(host, 0) >= CONNECTIONS_PER_HOST_MAX:
-            logger.warning("connection from %s: too many", host)
+        assert self._owner is not None, "the network runs"
+        if self._is_crowded(host):
+            self._owner.refused(host, "too many connections")
             await trio.aclose_forcefully(stream)
             return
         self._accepted -= 1
-        wire = self._wires[self._accepted] = _Wire(self._accepted)
+        wire = self._wires[self._accepted] = _Wire(self._accepted, host)
+        if not self._owner.is_member(host):
+            wire.scope.deadline = trio.current_time() + STRANGER_TIMEOUT
         self._hosts[host] = self._hosts.get(host, 0) + 1
-        assert self._owner is not None, "the network runs"
         self._owner.accepted(wire.number, host, port)
         try:
             with wire.scope:
                 is_tls = self._listen.is_tls
                 await self._talk(stream, wire, is_tls=is_tls, is_server=True)
+            if wire.scope.cancelled_caught and wire.number in self._wires:
+                self._owner.refused(host, "a connection of no node, which did not become one")
         except* STREAM_ERRORS as group:
             logger.debug("connection from %s: %s", host, group.exceptions)
         finally:
@@ -209,6 +219,18 @@ class Network:
                 del self._hosts[host]
             self._ended(wire)
             await trio.aclose_forcefully(stream)
+
+    def _is_crowded(self, host: str) -> bool:
+        """Tell whether there is no room for one more connection from an address."""
+        assert self._owner is not None, "the network runs"
+        is_full = len(self._wires) >= CONNECTIONS_MAX
+        if is_full or self._hosts.get(host, 0) >= CONNECTIONS_PER_HOST_MAX:
+            return True
+        is_member = self._owner.is_member
+        if is_member(host):
+            return False
+        strangers = sum(count for each, count in self._hosts.items() if not is_member(each))
+        return strangers >= STRANGERS_MAX
 
     async def _dial(self, wire: _Wire, host: str, port: int, is_tls: bool) -> None:
         stream: trio.SocketStream | None = None
@@ -270,6 +292,8 @@ class Network:
                 except RemoteProtocolError as error:
                     self._owner.misframed(wire.number, str(error))
                     raise
+                if self._owner.is_member(wire.host):
+                    wire.scope.deadline = math.inf  # it is a stranger no more
             nursery.cancel_scope.cancel()
 
     async def _write(self, stream: trio.abc.Stream, wire: _Wire, below: trio.SocketStream) -> None:

@@ -116,6 +116,12 @@ class OpenSipsNode:
         self.membership.outbox.accepted(connection, host, port)
         return self._take()
 
+    def refused(self, now: Instant, host: str, reason: str) -> list[Effect]:
+        """Take note that a connection was closed because of who opened it, or how many did."""
+        self.context.now = now
+        self.context.complain("strangers_closed", None, host, reason)
+        return self._take()
+
     def connected(self, now: Instant, connection: int) -> list[Effect]:
         """Take note that a dial has succeeded."""
         self.context.now = now

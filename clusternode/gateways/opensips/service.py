@@ -100,6 +100,12 @@ class OpenSipsGateway:
     def accepted(self, number: int, host: str, port: int) -> None:
         self.perform(self.node.accepted(trio.current_time(), number, host, port))
 
+    def is_member(self, host: str) -> bool:
+        return self.node.membership.topology.has_address(host)
+
+    def refused(self, host: str, reason: str) -> None:
+        self.perform(self.node.refused(trio.current_time(), host, reason))
+
     def connected(self, number: int) -> None:
         self.perform(self.node.connected(trio.current_time(), number))
 

@@ -49,14 +49,16 @@ class MemberSnapshot:
 class AddressSnapshot:
     """A notification address, or a name, and how it is doing."""
 
-    address: Address
+    address: Address | str
+    """Of a gateway as its cluster writes it."""
     state: str
     """Of an address: connected, dialing, waiting or self. Of a name: resolving, resolved or
     unresolved."""
     node_id: NodeId | None
     error: str
     """Why the last attempt failed; empty after a success."""
-    failures: int
+    failures: int | None
+    """Attempts in a row; None where nobody counts them."""
     retry_in_s: Seconds | None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import attrs
 import pytest
 import trio
 
@@ -26,6 +27,16 @@ async def test_nodes_list_is_a_table_with_what_cannot_be_reached_below(command, 
     assert lines[1].startswith("n1*")
     assert "not_active" in lines[3]
     assert lines[-1] == ("tcp://n9.example:5062: not reached, 3 attempts: refused; next in 2.0 s")
+
+
+async def test_attempts_that_nobody_counts_are_not_shown(command, controlled):
+    url = "bin:10.0.0.9:5555"
+    row = attrs.evolve(unreached("tcp://n9.example:1"), address=url, error="", failures=None)
+    controlled.voip.addresses = (attrs.evolve(row, retry_in_s=None),)
+
+    ran = await command("nodes", "list")
+
+    assert ran.out.splitlines()[-1] == "bin:10.0.0.9:5555: not reached"
 
 
 async def test_nodes_list_json_is_an_array(command):

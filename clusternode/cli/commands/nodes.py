@@ -122,7 +122,9 @@ def _trouble(addresses: Sequence[Mapping[str, Any]]) -> list[str]:
         if not address["error"] and address["state"] not in TROUBLED_STATES:
             continue
         what = "not resolved" if address["state"] in NAME_STATES else "not reached"
-        text = f"{address['address']}: {what}, {address['failures']} attempts"
+        text = f"{address['address']}: {what}"
+        if address["failures"] is not None:
+            text += f", {address['failures']} attempts"
         if address["error"]:
             text += f": {address['error']}"
         if address["retry_in_s"] is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from clusternode.bus.interface import Sight
 from clusternode.core.snapshots import AddressSnapshot, MemberSnapshot, NodeSnapshot
-from clusternode.core.types import Address, ChannelName, Incarnation, Instant, NodeId
+from clusternode.core.types import ChannelName, Incarnation, Instant, NodeId
 from clusternode.gateways.opensips.links import State
 from clusternode.gateways.opensips.node import OpenSipsNode
 from clusternode.gateways.opensips.topology import Node
@@ -124,11 +124,11 @@ def _address_rows(node: OpenSipsNode) -> Iterator[AddressSnapshot]:
         if not known.addresses:
             state = "unresolved"
         yield AddressSnapshot(
-            address=Address("tcp", seed.url.host, seed.url.port),
+            address=str(seed.url),
             state=state,
             node_id=NodeId(str(seed.node_id)) if is_up else None,
             error="",
-            failures=0,
+            failures=None,
             retry_in_s=None,
         )
 

@@ -132,7 +132,9 @@ async def test_rows_requests_messages_and_results():
         assert [row.status for row in rows] == ["active"] * 3
         assert [row.tags for row in rows] == [{}, {"link": "Up"}, {"link": "Up"}]
         assert one.bus.is_from_node("127.0.62.3:999") and not one.bus.is_from_node("127.0.62.1")
-        assert two.bus.snapshot().addresses[0].state == "connected"
+        (neighbour,) = two.bus.snapshot().addresses
+        assert (neighbour.state, neighbour.failures) == ("connected", None)
+        assert str(neighbour.address) == str(one.gateway.node.context.settings.my_node_info.url)
 
         replies = two.bus.broadcast_request("generic", "Q:who", timeout=PATIENCE)
         found = await replies.gather()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
-from datetime import UTC, datetime
 from random import Random, SystemRandom
 from typing import Final, assert_never
 
 import trio
 
-from clusternode.core.types import Address, Instant, Seconds
+from clusternode.core.types import Address
 from clusternode.errors import PeerUnreachable
+from clusternode.gateways.clockwork import Clockwork, unix_time
 from clusternode.gateways.kamailio import effects
 from clusternode.gateways.kamailio.bus import KamailioBus
 from clusternode.gateways.kamailio.effects import Effect, Source
@@ -27,12 +26,6 @@ logger = logging.getLogger(__name__)
 
 LOOKUPS_MAX: Final = 8
 """Names that are looked up at a time."""
-CLOCK_CHECK_INTERVAL: Final[Seconds] = 60.0
-"""How often the offset of unix time is taken, for the expiry of shared cells."""
-
-
-def unix_time() -> float:
-    return datetime.now(UTC).timestamp()
 
 
 class KamailioGateway:
@@ -53,10 +46,12 @@ class KamailioGateway:
         self._bus = KamailioBus(name, self.node, self.perform)
         self._network = network or make_network(settings)
         self._resolver = resolver
-        self._unix_time = unix_time
-        self._offset_at: Instant = -math.inf
-        self._wake = trio.Event()
-        self._wakes_at: Instant = math.inf
+        self._clockwork = Clockwork(
+            self.node.next_deadline,
+            lambda now: self.perform(self.node.tick(now)),
+            self._set_offset,
+            unix_time,
+        )
         self._log = EventLog()
         self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
         self._nursery: trio.Nursery | None = None
@@ -69,11 +64,10 @@ class KamailioGateway:
         """Join the bus and take part until cancelled."""
         async with trio.open_nursery() as self._nursery:
             await self._nursery.start(self._network.run, self._received, self._send_failed)
-            self._take_clock(trio.current_time())
-            self.perform(self.node.start(trio.current_time()))
+            self.perform(self.node.start(self._clockwork.take_clock()))
             logger.info("node %s of bus %s", self.node.own.uri, self._bus.name)
             task_status.started()
-            await self._keep_time()
+            await self._clockwork.run()
 
     async def leave(self) -> None:
         """Tell each node that we go, and wait until each has answered or not."""
@@ -81,21 +75,8 @@ class KamailioGateway:
         self.perform(self.node.leave(trio.current_time(), left.set))
         await left.wait()
 
-    async def _keep_time(self) -> None:
-        while True:
-            deadline = self.node.next_deadline()
-            self._wakes_at = math.inf if deadline is None else deadline
-            self._wake = trio.Event()
-            with trio.move_on_at(self._wakes_at):
-                await self._wake.wait()
-            now = trio.current_time()
-            self._take_clock(now)
-            self.perform(self.node.tick(now))
-
-    def _take_clock(self, now: Instant) -> None:
-        if now - self._offset_at >= CLOCK_CHECK_INTERVAL:
-            self._offset_at = now
-            self.node.unix_offset = self._unix_time() - now
+    def _set_offset(self, offset: float) -> None:
+        self.node.unix_offset = offset
 
     def _received(self, data: bytes, source: Source) -> None:
         self.perform(self.node.receive(trio.current_time(), data, source))
@@ -129,10 +110,7 @@ class KamailioGateway:
                     self._nursery.start_soon(self._resolve, effect)
                 case _:
                     assert_never(effect)
-        deadline = self.node.next_deadline()
-        if deadline is not None and deadline < self._wakes_at:
-            self._wakes_at = deadline
-            self._wake.set()
+        self._clockwork.rearm()
 
     async def _resolve(self, wanted: effects.Resolve) -> None:
         name = wanted.name

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Final, assert_never
 
 import trio
 
-from clusternode.core.types import Address, Instant, Seconds
+from clusternode.core.types import Address, Seconds
 from clusternode.errors import PeerUnreachable
+from clusternode.gateways.clockwork import Clockwork, unix_time
 from clusternode.gateways.opensips import effects
 from clusternode.gateways.opensips.bus import OpenSipsBus
 from clusternode.gateways.opensips.effects import Effect
@@ -27,12 +26,6 @@ LOOKUPS_MAX: Final = 8
 """Names that are looked up at a time."""
 FAREWELL_TIME: Final[Seconds] = 0.2
 """After the last word: a connection that ends at once may take it along unread."""
-CLOCK_CHECK_INTERVAL: Final[Seconds] = 60.0
-"""How often the offset of unix time is taken, for timestamps and the expiry of cells."""
-
-
-def unix_time() -> float:
-    return datetime.now(UTC).timestamp()
 
 
 class OpenSipsGateway:
@@ -50,10 +43,12 @@ class OpenSipsGateway:
         self._bus = OpenSipsBus(self.node, self.perform)
         self._network = Network(settings)
         self._resolver = resolver
-        self._unix_time = unix_time
-        self._offset_at: Instant = -math.inf
-        self._wake = trio.Event()
-        self._wakes_at: Instant = math.inf
+        self._clockwork = Clockwork(
+            self.node.next_deadline,
+            lambda now: self.perform(self.node.tick(now)),
+            self._set_offset,
+            unix_time,
+        )
         self._log = EventLog()
         self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
         self._names: list[str] = []  # that are being looked up
@@ -67,11 +62,10 @@ class OpenSipsGateway:
         """Join the cluster and take part until cancelled."""
         async with trio.open_nursery() as self._nursery:
             await self._nursery.start(self._network.run, self)
-            self._take_clock(trio.current_time())
-            self.perform(self.node.start(trio.current_time()))
+            self.perform(self.node.start(self._clockwork.take_clock()))
             logger.info("node %s of cluster %s", self.node.node_id, self._bus.name)
             task_status.started()
-            await self._keep_time()
+            await self._clockwork.run()
 
     async def leave(self) -> None:
         """Tell each neighbour that our links are down."""
@@ -79,21 +73,8 @@ class OpenSipsGateway:
         await self._network.flushed()
         await trio.sleep(FAREWELL_TIME)
 
-    async def _keep_time(self) -> None:
-        while True:
-            deadline = self.node.next_deadline()
-            self._wakes_at = math.inf if deadline is None else deadline
-            self._wake = trio.Event()
-            with trio.move_on_at(self._wakes_at):
-                await self._wake.wait()
-            now = trio.current_time()
-            self._take_clock(now)
-            self.perform(self.node.tick(now))
-
-    def _take_clock(self, now: Instant) -> None:
-        if now - self._offset_at >= CLOCK_CHECK_INTERVAL:
-            self._offset_at = now
-            self.node.context.unix_offset = self._unix_time() - now
+    def _set_offset(self, offset: float) -> None:
+        self.node.context.unix_offset = offset
 
     # --- what the network says (network.Owner) --------------------------------------------------
 
@@ -151,10 +132,7 @@ class OpenSipsGateway:
                     self._bus.told(effect)
                 case _:
                     assert_never(effect)
-        deadline = self.node.next_deadline()
-        if deadline is not None and deadline < self._wakes_at:
-            self._wakes_at = deadline
-            self._wake.set()
+        self._clockwork.rearm()
 
     def _look_up(self, host: str) -> None:
         if host not in self._names:

@@ -10,7 +10,7 @@ import trio
 
 from clusternode.bus.interface import Delivery
 from clusternode.core.snapshots import AddressSnapshot, MemberSnapshot, NodeSnapshot
-from clusternode.core.types import Address, ChannelName, Incarnation, Instant
+from clusternode.core.types import ChannelName, Incarnation, Instant
 from clusternode.gateways.kamailio.members import Member
 from clusternode.gateways.kamailio.node import KamailioNode
 from clusternode.gateways.kamailio.replication import (
@@ -26,6 +26,7 @@ from clusternode.gateways.kamailio.replication import (
     encode_htable,
     parse_htable_untrusted,
 )
+from clusternode.gateways.kamailio.translate import PeerAddress
 
 NO_INCARNATION = Incarnation(0)  # DMQ has none
 
@@ -99,11 +100,11 @@ def _address_rows(node: KamailioNode) -> Iterator[AddressSnapshot]:
         if node.own in addresses:
             state = "self"
         yield AddressSnapshot(
-            address=Address("tcp", seed.host, seed.port),
+            address=PeerAddress(seed.transport, seed.host, seed.port).uri,
             state=state,
             node_id=None if up is None else up.node_id,
             error=node.membership.names.error_of(seed),
-            failures=0,
+            failures=None,
             retry_in_s=None,
         )
 

@@ -173,6 +173,8 @@ async def test_members_events_and_rows(autojump_clock):
         assert bus.is_from_node("10.0.0.2:999") and not bus.is_from_node("10.0.0.9")
         snapshot = bus.snapshot()
         assert snapshot.addresses[0].state == "connected"
+        assert snapshot.addresses[0].address == KAMAILIOS[0].uri
+        assert snapshot.addresses[0].failures is None  # nobody counts them
         assert snapshot.counters["malformed"] == 0
 
 

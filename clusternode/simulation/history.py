@@ -44,6 +44,8 @@ class LifeFact:
     routes_failed: list[tuple[Instant, str]] = attrs.Factory(list)
     """When a route of the user has raised, and what."""
     links: list[LinkFact] = attrs.Factory(list)
+    clock_rate: float = 1.0
+    """How many of its seconds pass in one of the world."""
 
     def covers(self, at: Instant) -> bool:
         return self.started <= at and (self.ended is None or at < self.ended)

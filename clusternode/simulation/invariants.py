@@ -192,12 +192,17 @@ def replies_accounted(view: View) -> Iterator[Finding]:
     """Asked = replied, nothing to say, failed or unanswered; each once, and replies are real."""
     for fact in view.history.requests.values():
         life = view.history.life_of(fact.origin, fact.life)
-        limit = fact.at + fact.timeout
+        limit = _timeout_of(fact, view.history)
         is_due = view.now > limit and (life.ended is None or life.ended > limit)
         if is_due and not _was_paused(view.history, fact.origin):
             yield from _request_ended_well(fact, limit)
         yield from _replies_are_real(fact, view.history)
     yield from _no_reply_is_missed(view.history)
+
+
+def _timeout_of(fact: RequestFact, history: History) -> Instant:
+    """Return when the asker's own clock, fast or slow, has counted the timeout."""
+    return fact.at + fact.timeout / history.life_of(fact.origin, fact.life).clock_rate
 
 
 def _request_ended_well(fact: RequestFact, limit: Instant) -> Iterator[Finding]:
@@ -231,7 +236,7 @@ def _no_reply_is_missed(history: History) -> Iterator[Finding]:
         if not ended_well or any(other == key for _, _, other in request.replies):
             continue
         for at, _, code in reply.results:
-            if code is ResultCode.NOT_FOUND and at <= request.at + request.timeout:
+            if code is ResultCode.NOT_FOUND and at <= _timeout_of(request, history):
                 yield at, f"{made.request}: the reply {key} was missed"
 
 

@@ -131,7 +131,7 @@ class World(EventQueue):
         host.is_up = True
         host.lives += 1
         claims = self.plan.id_of.get(node_id)
-        fact = LifeFact(node_id, host.lives, self.now, claims=claims)
+        fact = LifeFact(node_id, host.lives, self.now, claims=claims, clock_rate=host.clock_rate)
         self.history.lives.setdefault(node_id, []).append(fact)
         self.counts.stepping = node_id
         host.process = self._new_process(host, fact)

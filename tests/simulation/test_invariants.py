@@ -167,6 +167,11 @@ def ended_late(told):
     told.requests[QUESTION].ended[:] = [26.0]
 
 
+def ended_late_by_a_fast_clock(told):
+    told.lives[ONE][0].clock_rate = 1.25  # its five seconds are four
+    told.requests[QUESTION].ended[:] = [24.5]
+
+
 def said_to_reply_but_did_not(told):
     told.requests[QUESTION].replies.clear()
 
@@ -247,6 +252,7 @@ VIOLATED = {
         finished_twice,
         never_ended,
         ended_late,
+        ended_late_by_a_fast_clock,
         said_to_reply_but_did_not,
         reply_of_a_former_life,
         reply_twice,
@@ -282,6 +288,14 @@ def test_a_violation_is_found(name, spoil):
     spoil(told)
 
     assert violations_of(name, ALWAYS[name], view(told))
+
+
+def test_a_slow_clock_counts_its_timeout_slowly():
+    told = history()
+    told.lives[ONE][0].clock_rate = 0.8  # its five seconds are six and a quarter
+    told.requests[QUESTION].ended[:] = [26.25]
+
+    assert violations_of("x", ALWAYS["replies-accounted"], view(told)) == []
 
 
 def test_what_a_partition_hides_is_no_flapping():

@@ -23,7 +23,7 @@ from clusternode.simulation.history import (
     StatusFact,
     origin_of,
 )
-from clusternode.simulation.reachability import have_a_relay, is_clear
+from clusternode.simulation.reachability import have_a_relay, have_two_relays, is_clear
 
 __all__ = ["ALWAYS", "EVENTUALLY"]
 
@@ -337,6 +337,7 @@ def no_flapping_without_fault(view: View) -> Iterator[Finding]:
             and (
                 is_clear(history, *pair, since, fact.at, no_excuses)
                 or have_a_relay(history, *pair, since, fact.at, no_excuses)
+                or have_two_relays(history, *pair, since, fact.at, no_excuses)
             )
         ):
             yield (

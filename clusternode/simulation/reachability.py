@@ -12,6 +12,9 @@ from clusternode.core.types import Instant, NodeId
 from clusternode.simulation.checks import Finding, View, eventually
 from clusternode.simulation.history import History
 
+TWO_RELAYS_NODES_MAX = 12
+"""So many nodes have at most 25 pairs of relays for one ping: all of them are asked."""
+
 
 def is_clear(
     history: History,
@@ -44,6 +47,34 @@ def have_a_relay(
         and is_clear(history, relay, other, since, to, ignoring)
         for relay in history.lives
         if relay not in (one, other)
+    )
+
+
+def have_two_relays(
+    history: History,
+    one: NodeId,
+    other: NodeId,
+    since: Instant,
+    to: Instant,
+    ignoring: tuple[str, ...] = (),
+) -> bool:
+    """Tell whether two others could pass things on between two in a row, all that time.
+
+    In a larger world not all pairs of relays are asked, so none counts there.
+    """
+    if not history.settings.is_rerouting or len(history.lives) > TWO_RELAYS_NODES_MAX:
+        return False
+    relays = [
+        relay
+        for relay in history.lives
+        if relay not in (one, other) and history.is_well_throughout(relay, since, to)
+    ]
+    first = [relay for relay in relays if is_clear(history, one, relay, since, to, ignoring)]
+    second = [relay for relay in relays if is_clear(history, relay, other, since, to, ignoring)]
+    return any(
+        near != far and is_clear(history, near, far, since, to, ignoring)
+        for near in first
+        for far in second
     )
 
 

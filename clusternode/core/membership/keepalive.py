@@ -71,6 +71,11 @@ class Keepalive:
         ping = self._open.get(node_id)
         return 0 if ping is None else ping.number
 
+    def sent_at(self, node_id: NodeId) -> Instant | None:
+        """Return when the open ping was sent; None when none is open."""
+        ping = self._open.get(node_id)
+        return None if ping is None else ping.sent_at
+
     def prolong(self, node_id: NodeId, until: Instant) -> None:
         """Give the open ping until then: it is on its way over others."""
         self._open[node_id].deadline = until

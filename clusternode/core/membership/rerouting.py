@@ -10,59 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import attrs
-
 from clusternode.core.context import Context
 from clusternode.core.events import LinkChanged
+from clusternode.core.membership.asking import Asking, Path
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.keepalive import Keepalive
 from clusternode.core.membership.links import Link, Links
 from clusternode.core.membership.members import Members, Row
 from clusternode.core.membership.relaying import Relaying
-from clusternode.core.membership.ways import Way, Ways, shown
+from clusternode.core.membership.ways import Way, shown
 from clusternode.core.types import Instant, NodeId, Seconds
 from clusternode.core.wire.codec import decode_untrusted, frame_of, payload_of
 from clusternode.core.wire.limits import DOWN_MAX
 from clusternode.core.wire.messages import NoRoute, Ping, Pong, Record, Routed, Segment
 from clusternode.errors import RemoteProtocolError
 
-ASKED_AT_ONCE = 5
-"""Ways that are asked at the same time: a relay that is silent itself delays nothing."""
-ASKED_MAX = 12
-"""Ways that are asked for one ping; a dead member of a large cluster is not asked for everywhere.
-"""
-ASKED_FOR_LOST_MAX = 6
-"""Ways that are asked for a member that is not active anyway."""
-MANY_LOST = 32
-"""Where more members than that have no way, the network is torn apart, and not one link broken."""
-ASKED_IF_MANY = 2
-"""Ways that are asked for each of so many: a pair of halves of a thousand must not ask millions."""
-TURNS = 2
-"""A ping that the direct way has failed gets one more `ping_timeout`, in so many turns: the ways
-that are silent in one, of relays perhaps that do not know yet that their link is dead, leave the
-next one to others."""
 GRACE_DIVISOR = 4
 """A direct connection whose peer answers over another way has this part of `ping_timeout` more."""
-
-
-@attrs.define(eq=False)
-class Path:
-    """How a member without a direct link is reached, and what is known of its open ping."""
-
-    way: Way = ()
-    """In use; empty while none is known."""
-    number: int = -1
-    """The ping that the rest is about; none has this number."""
-    tried: dict[Way, None] = attrs.Factory(dict)
-    asked: dict[Way, None] = attrs.Factory(dict)
-    """The part of `tried` that neither an answer nor a refusal has come for."""
-    answered: dict[Way, None] = attrs.Factory(dict)
-    turns: int = 0
-    """How often the ping has got more time, for the other ways (`TURNS`)."""
-    is_direct_out: bool = False
-    """Whether it is known that the direct connection does not answer it."""
-    told: Way = ()
-    """The way that the observers were told of last."""
 
 
 class Owner(Protocol):
@@ -103,9 +67,9 @@ class Rerouting:
         self._publish = publish
         self._owner = owner
         self._relaying = Relaying(context, links)
-        self._ways = Ways(members)
-        self._paths: dict[NodeId, Path] = {}
-        self._found: dict[NodeId, Way] = {}  # the ways in use
+        self._asking = Asking(context, members, links, keepalive, self._send, owner.verify)
+        self._paths = self._asking.paths
+        self._found = self._asking.found
         self._over: dict[NodeId, dict[NodeId, None]] = {}  # first relay → members reached over it
         self._published_at: Instant | None = None
 
@@ -147,7 +111,7 @@ class Rerouting:
     def link_opened(self, link: Link, now: Instant) -> None:
         """A connection is open; a direct one makes every way to its node superfluous."""
         if not link.is_routed:
-            self._ways.opened(link.node_id)
+            self._asking.ways.opened(link.node_id)
             path = self._paths.get(link.node_id)
             if path is not None and path.told:
                 self._tell(link.node_id, path, ())
@@ -159,7 +123,7 @@ class Rerouting:
         if link.is_routed:
             return
         node_id = link.node_id
-        self._ways.closed(node_id)
+        self._asking.ways.closed(node_id)
         self._relaying.link_closed(node_id)
         for other in list(self._over.pop(node_id, {})):
             self._way_lost(other, now)
@@ -169,7 +133,7 @@ class Rerouting:
 
     def ranked(self, node_id: NodeId) -> None:
         """A record has changed, and perhaps the priority in it."""
-        self._ways.changed(node_id)
+        self._asking.ways.changed(node_id)
 
     def _tell(self, node_id: NodeId, path: Path, way: Way) -> None:
         """Tell the observers how a member is reached, if that is news."""
@@ -197,41 +161,7 @@ class Rerouting:
         """Send the open ping of a member over other ways; tells whether one is waited for."""
         if not self._is_enabled:
             return False
-        path = self._paths.get(node_id)
-        if path is None:
-            path = self._paths[node_id] = Path()
-        number = self._keepalive.number_of(node_id)
-        if path.number != number:
-            path.number = number
-            path.turns, path.is_direct_out = 0, False
-            self._begin(path)
-        return self._ask_more(node_id, path)
-
-    @staticmethod
-    def _begin(path: Path) -> None:
-        path.tried.clear()
-        path.asked.clear()
-        path.answered.clear()
-
-    def _ask_more(self, node_id: NodeId, path: Path) -> bool:
-        if path.way and path.way not in path.tried:
-            self._ask_over(node_id, path, path.way)
-        row = self._members.rows[node_id]
-        asked_max = ASKED_MAX if row.health is Health.ACTIVE else ASKED_FOR_LOST_MAX
-        if len(self._paths) - len(self._found) > MANY_LOST:
-            asked_max = ASKED_IF_MANY
-        if len(path.asked) < ASKED_AT_ONCE and len(path.tried) < asked_max:
-            ways = self._ways.candidates(node_id, self._found, path.tried, row.fail_count)
-            for way in ways:
-                self._ask_over(node_id, path, way)
-                if len(path.asked) >= ASKED_AT_ONCE or len(path.tried) >= asked_max:
-                    break
-        return bool(path.asked)
-
-    def _ask_over(self, node_id: NodeId, path: Path, way: Way) -> None:
-        path.tried[way] = path.asked[way] = None
-        self._context.count("pings_rerouted")
-        self._send(node_id, way, Ping(path.number, self._members.digest))
+        return self._asking.more(node_id, self._asking.path_of_ping(node_id), now)
 
     def saves(self, node_id: NodeId, now: Instant, *, is_refused: bool = False) -> bool:
         """Tell whether a ping that the direct way has failed is still to be waited for.
@@ -251,18 +181,7 @@ class Rerouting:
                 return True
             if is_refused:
                 return bool(path.asked or path.answered)
-            if path.turns >= TURNS:
-                return False
-            self._silent(node_id, path)
-            self._begin(path)
-        if not self.ask(node_id, now):
-            return False
-        path = self._paths[node_id]
-        path.turns += 1
-        path.is_direct_out = True
-        turn: Seconds = self._context.settings.health.ping_timeout / TURNS
-        self._keepalive.prolong(node_id, now + turn)
-        return True
+        return self._is_enabled and self._asking.take_turn(node_id, now)
 
     def call(self, node_id: NodeId | None) -> None:
         """Ask one other for somebody who was removed, and of whom we know an address only.
@@ -273,21 +192,16 @@ class Rerouting:
         row = None if node_id is None else self._members.rows.get(node_id)
         if self._is_enabled and row is not None and row.health is Health.REMOVED:
             target = row.record.node_id
-            way = self._ways.any_one(target, self._context.rng)
+            way = self._asking.ways.any_one(target, self._context.rng)
             if way and self._links.direct_to(target) is None:
                 self._context.count("pings_rerouted")
                 self._send(target, way, Ping(0, self._members.digest))
-
-    def _silent(self, node_id: NodeId, path: Path) -> None:
-        """Ask those later from whom nothing has come for a member."""
-        for way in path.asked:
-            self._ways.refused(way[-1], node_id)
 
     def failed(self, node_id: NodeId, now: Instant) -> None:
         """No way has answered a ping of a member that is not active any more."""
         path = self._paths.get(node_id)
         if path is not None:
-            self._silent(node_id, path)
+            self._asking.silent(node_id, path, now)
             self._leave(node_id, path)
             self._links_changed(now)
 
@@ -372,7 +286,7 @@ class Rerouting:
             return
         path.asked.pop(way, None)
         path.answered[way] = None
-        self._ways.proved(way, node_id)
+        self._asking.ways.proved(way, node_id)
         self._choose(node_id, path, way, now)
         if self._keepalive.number_of(node_id) != number:
             return
@@ -389,13 +303,15 @@ class Rerouting:
     def _choose(self, node_id: NodeId, path: Path, way: Way, now: Instant) -> None:
         """Use a way over which an answer came, unless the one in use answered and is better."""
         if path.way != way:
-            if path.way in path.answered and self._ways.rank(path.way) < self._ways.rank(way):
+            if path.way in path.answered and self._asking.ways.rank(
+                path.way
+            ) < self._asking.ways.rank(way):
                 return
             self._take(node_id, path, way)
             self.tunnels.rerouted(node_id, now)
             for other, one in self._paths.items():  # who is found can pass on what is asked for
                 if other != node_id and one.number == self._keepalive.number_of(other):
-                    self._ask_more(other, one)
+                    self._asking.more(other, one, now)
         if self._links.direct_to(node_id) is None:
             self._use(node_id, now)
 
@@ -423,14 +339,18 @@ class Rerouting:
         if path is None or (way not in path.tried and way != path.way):
             return None  # it is late, or about what we never sent
         index = way.index(no_route.at)
-        self._ways.refused(no_route.at, (*way, node_id)[index + 1])
+        self._asking.ways.refused(no_route.at, (*way, node_id)[index + 1])
         is_asked = way in path.asked
         path.asked.pop(way, None)
         path.answered.pop(way, None)
         if path.way == way:
             self._way_lost(node_id, now)
         elif is_asked and path.number == self._keepalive.number_of(node_id):
-            if not self._ask_more(node_id, path) and path.is_direct_out and not path.answered:
+            if (
+                not self._asking.more(node_id, path, now)
+                and path.is_direct_out
+                and not path.answered
+            ):
                 self._owner.ping_failed(node_id, now)
         return None
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import bisect
 import itertools
 import random
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TypeAlias
+
+import attrs
 
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.members import Members
@@ -31,6 +33,31 @@ REFUSED_MAX = 4096
 LOOKED_AT_MAX = 64
 """Relays that are looked at for one ping: in a large cluster that is torn apart every member asks
 for every other one. The next ping that fails goes on with the next ones."""
+PAIRS_MAX = 256
+"""Ways over two relays that are looked at for one ping."""
+
+
+@attrs.frozen
+class Hints:
+    """What our own pings say about relays while a member is asked for."""
+
+    silent: Container[NodeId]
+    """Direct neighbours that have not answered for a while: asked last."""
+    heard: Sequence[NodeId] = ()
+    """Direct neighbours that have answered since the member did not."""
+    cut_off: Sequence[NodeId] = ()
+    """Active members that do not answer us either, but perhaps those that are heard."""
+
+    def pairs(self) -> Iterator[Way]:
+        """Yield the ways over one who is heard and one who is not, every one of these in turn."""
+        for turn in range(len(self.heard)):
+            for number, other in enumerate(self.cut_off):
+                first = self.heard[(number + turn) % len(self.heard)]
+                if first != other:
+                    yield (first, other)
+
+
+NO_HINTS = Hints(())
 
 
 class Ways:
@@ -81,8 +108,21 @@ class Ways:
             (rows[relay].record.priority if relay in rows else 0, relay) for relay in way
         ]
 
+    @property
+    def relay_count(self) -> int:
+        return len(self._relays)
+
+    def relays(self) -> list[NodeId]:
+        """Return the direct neighbours, best first; of very many the first ones."""
+        return [relay for _, relay in self._relays[:LOOKED_AT_MAX]]
+
     def candidates(
-        self, target: NodeId, known: Mapping[NodeId, Way], tried: Container[Way], turn: int
+        self,
+        target: NodeId,
+        known: Mapping[NodeId, Way],
+        tried: Container[Way],
+        turn: int,
+        hints: Hints = NO_HINTS,
     ) -> Iterator[Way]:
         """Yield the ways to a member that were not tried yet.
 
@@ -93,12 +133,13 @@ class Ways:
             known: The ways that work to members without a direct link: they can pass on too.
             tried: Ways to leave out.
             turn: How many pings of the member have failed: where to go on among many relays.
+            hints: Which relays are silent themselves.
         """
         doubtful: list[tuple[int, Way]] = []
-        for way in self._all(target, known, turn):
+        for way in self._all(target, known, turn, hints):
             if way in tried:
                 continue
-            if self._is_doubtful(way[-1], target):
+            if way[0] in hints.silent or self._is_doubtful(way, target):
                 doubtful.append((self._refused.get((way[-1], target), 0), way))
             else:
                 yield way
@@ -106,7 +147,9 @@ class Ways:
         for _, way in doubtful:
             yield way
 
-    def _all(self, target: NodeId, known: Mapping[NodeId, Way], turn: int) -> Iterator[Way]:
+    def _all(
+        self, target: NodeId, known: Mapping[NodeId, Way], turn: int, hints: Hints
+    ) -> Iterator[Way]:
         rows, relays = self._members.rows, self._relays
         if len(relays) > LOOKED_AT_MAX:
             start = turn * LOOKED_AT_MAX % len(relays)
@@ -114,10 +157,11 @@ class Ways:
         for _, relay in relays:
             if relay != target and rows[relay].health is Health.ACTIVE:
                 yield (relay,)
-        for relay, way in itertools.islice(known.items(), LOOKED_AT_MAX):
-            is_active = rows[relay].health is Health.ACTIVE
-            if is_active and relay != target and target not in way and len(way) < RELAYS_MAX:
-                yield (*way, relay)
+        over_known = ((*way, relay) for relay, way in known.items())
+        for way in itertools.islice(itertools.chain(over_known, hints.pairs()), PAIRS_MAX):
+            is_active = all(rows[relay].health is Health.ACTIVE for relay in way)
+            if is_active and target not in way and len(way) <= RELAYS_MAX:
+                yield way
 
     def any_one(self, target: NodeId, rng: random.Random) -> Way:
         """Return a way over one relay, whichever; none where there is no relay.
@@ -129,7 +173,12 @@ class Ways:
         _, relay = rng.choice(self._relays)
         return () if relay == target else (relay,)
 
-    def _is_doubtful(self, relay: NodeId, target: NodeId) -> bool:
+    def _is_doubtful(self, way: Way, target: NodeId) -> bool:
+        return any(
+            pair in self._refused or self._is_reported(*pair)
+            for pair in itertools.pairwise((*way, target))
+        )
+
+    def _is_reported(self, relay: NodeId, following: NodeId) -> bool:
         row = self._members.rows.get(relay)
-        is_reported = row is not None and target in row.record.down
-        return is_reported or (relay, target) in self._refused
+        return row is not None and following in row.record.down

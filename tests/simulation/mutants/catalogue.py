@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from clusternode.core.membership import keepalive as keepalive_module
+from clusternode.core.membership.asking import Asking
 from clusternode.core.membership.exchange import Exchange
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.keepalive import Keepalive
@@ -412,6 +413,7 @@ def one_destination_is_skipped(right: Function) -> Function:
 
 
 AT_ONCE = ["a-kill-is-known-at-once"]
+CHANGING = ["a-relay-loses-its-link", "two-relays", "the-relay-dies", "returns-over-a-bad-link"]
 AROUND = ["routes-around-a-broken-link", "back-to-the-direct-link", "the-relay-dies"]
 
 
@@ -419,6 +421,12 @@ AROUND = ["routes-around-a-broken-link", "back-to-the-direct-link", "the-relay-d
 def nobody_is_asked_before_a_ping_fails(right: Function) -> Function:
     """A ping that the direct connection does not answer counts at once."""
     return lambda self, node_id, now, **named: False
+
+
+@mutant(Asking, "_suspects", ["nine-cuts-at-once"], [FLAPPING])
+def who_is_silent_is_no_relay(right: Function) -> Function:
+    """Relays that do not answer us are not looked for over those that do."""
+    return lambda self, node_id, now: []
 
 
 @mutant(Rerouting, "no_route_untrusted", AT_ONCE, [EVERYONE])
@@ -439,7 +447,7 @@ def relays_are_silent(right: Function) -> Function:
     return lambda self, link, origin, destination, relays: None
 
 
-@mutant(Tunnel, "receive_untrusted", AROUND, [TWICE, REACHED, FLAPPING, ORDER, NODE])
+@mutant(Tunnel, "receive_untrusted", CHANGING, [TWICE, REACHED, FLAPPING, ORDER, NODE])
 def a_segment_is_taken_twice(right: Function) -> Function:
     """A routed duplicate is not recognised: its bytes count as the next ones."""
 

@@ -1,0 +1,203 @@
+"""Whom a node asks for a member that does not answer, and in which turn. See docs/protocol.md, 13.
+
+One broken link is found around by the first few that are asked. Where more is broken, those who
+are asked may be cut off from us themselves: so they are pinged too, and who is silent is then
+asked for over those who are not.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import attrs
+
+from clusternode.core.context import Context
+from clusternode.core.membership.keepalive import Keepalive
+from clusternode.core.membership.links import Links
+from clusternode.core.membership.members import Members
+from clusternode.core.membership.ways import LOOKED_AT_MAX, Hints, Way, Ways
+from clusternode.core.types import Instant, NodeId, Seconds
+from clusternode.core.wire.messages import Ping
+
+ASKED_AT_ONCE = 5
+"""Ways that are asked at the same time: a relay that is silent itself delays nothing."""
+ASKED_MAX = 12
+"""Ways that are asked for one ping; a dead member of a large cluster is not asked for everywhere.
+"""
+WIDE_AT_ONCE = 32
+"""The same from the second turn on, where there are no more than `LOOKED_AT_MAX` relays: with
+those of the first turn, every relay of nearly forty; the square of it is nothing to a cluster."""
+WIDE_MAX = 64
+ASKED_FOR_LOST_MAX = 6
+"""Ways that are asked for a member that is not active anyway."""
+MANY_LOST = 32
+"""Where more members than that have no way, the network is torn apart, and not one link broken."""
+ASKED_IF_MANY = 2
+"""Ways that are asked for each of so many: a pair of halves of a thousand must not ask millions."""
+TURNS = 2
+"""A ping that the direct way has failed gets one more `ping_timeout`, in so many turns: the ways
+that are silent in one, of relays perhaps that do not know yet that their link is dead, leave the
+next one to others."""
+TURNS_MAX = 3
+"""And one turn more where others are silent too: only then can it take two relays."""
+SILENT_DIVISOR = 4
+"""Who has not answered a ping for this part of `ping_timeout` may be cut off from us."""
+
+
+@attrs.define(eq=False)
+class Path:
+    """How a member without a direct link is reached, and what is known of its open ping."""
+
+    way: Way = ()
+    """In use; empty while none is known."""
+    number: int = -1
+    """The ping that the rest is about; none has this number."""
+    tried: dict[Way, None] = attrs.Factory(dict)
+    asked: dict[Way, None] = attrs.Factory(dict)
+    """The part of `tried` that neither an answer nor a refusal has come for."""
+    answered: dict[Way, None] = attrs.Factory(dict)
+    turns: int = 0
+    """How often the ping has got more time, for the other ways (`TURNS`)."""
+    is_direct_out: bool = False
+    """Whether it is known that the direct connection does not answer it."""
+    told: Way = ()
+    """The way that the observers were told of last."""
+
+    def begin(self) -> None:
+        """Ask everyone anew."""
+        self.tried.clear()
+        self.asked.clear()
+        self.answered.clear()
+
+
+class Asking:
+    """What is known of the ways to members without a direct link, and what is asked for them."""
+
+    def __init__(
+        self,
+        context: Context,
+        members: Members,
+        links: Links,
+        keepalive: Keepalive,
+        send: Callable[[NodeId, Way, Ping], None],
+        verify: Callable[[NodeId, Instant], None],
+    ) -> None:
+        self._context = context
+        self._members = members
+        self._links = links
+        self._keepalive = keepalive
+        self._send = send
+        self._verify = verify
+        self.ways = Ways(members)
+        self.paths: dict[NodeId, Path] = {}
+        self.found: dict[NodeId, Way] = {}
+        """The ways in use."""
+
+    @property
+    def _turn(self) -> Seconds:
+        return self._context.settings.health.ping_timeout / TURNS
+
+    def path_of_ping(self, node_id: NodeId) -> Path:
+        """Return the path to a member, about its ping that is open now."""
+        path = self.paths.get(node_id)
+        if path is None:
+            path = self.paths[node_id] = Path()
+        number = self._keepalive.number_of(node_id)
+        if path.number != number:
+            path.number = number
+            path.turns, path.is_direct_out = 0, False
+            path.begin()
+        return path
+
+    def take_turn(self, node_id: NodeId, now: Instant) -> bool:
+        """Give a ping that the direct way has failed one more turn; tells whether it has one."""
+        path = self.path_of_ping(node_id)
+        self.silent(node_id, path, now)
+        if path.turns >= (TURNS_MAX if self._is_worth_more(node_id, now) else TURNS):
+            return False
+        path.is_direct_out = True
+        path.begin()
+        path.turns += 1
+        if not self.more(node_id, path, now):
+            return False
+        self._keepalive.prolong(node_id, now + self._turn)
+        return True
+
+    def _is_worth_more(self, node_id: NodeId, now: Instant) -> bool:
+        return self._members.is_active(node_id) and bool(self._suspects(node_id, now))
+
+    def silent(self, node_id: NodeId, path: Path, now: Instant) -> None:
+        """Ask those later from whom nothing has come for a member, although we hear them."""
+        for way in path.asked:
+            if not self._is_silent(way[0], now):
+                self.ways.refused(way[-1], node_id)
+
+    def more(self, node_id: NodeId, path: Path, now: Instant) -> bool:
+        """Ask over further ways; tells whether any is waited for."""
+        if path.way and path.way not in path.tried:
+            self.over(node_id, path, path.way, now)
+        at_once, most = self._limits(node_id, path)
+        if len(path.asked) < at_once and len(path.tried) < most:
+            row = self._members.rows[node_id]
+            hints = self._hints(node_id, path, now)
+            for way in self.ways.candidates(node_id, self.found, path.tried, row.fail_count, hints):
+                self.over(node_id, path, way, now)
+                if len(path.asked) >= at_once or len(path.tried) >= most:
+                    break
+        return bool(path.asked)
+
+    def _limits(self, node_id: NodeId, path: Path) -> tuple[int, int]:
+        """Return how many ways are asked at once, and in one turn."""
+        if len(self.paths) - len(self.found) > MANY_LOST:
+            return ASKED_AT_ONCE, ASKED_IF_MANY
+        if not self._members.is_active(node_id):
+            return ASKED_AT_ONCE, ASKED_FOR_LOST_MAX
+        if path.turns > 1 and self.ways.relay_count <= LOOKED_AT_MAX:
+            return WIDE_AT_ONCE, WIDE_MAX
+        return ASKED_AT_ONCE, ASKED_MAX
+
+    def over(self, node_id: NodeId, path: Path, way: Way, now: Instant) -> None:
+        """Ask over one way; a relay that may be cut off from us itself is pinged too."""
+        path.tried[way] = path.asked[way] = None
+        self._context.count("pings_rerouted")
+        self._send(node_id, way, Ping(path.number, self._members.digest))
+        if path.turns and not self._is_heard(way[0], node_id):
+            self._verify(way[0], now)
+
+    # --- who is silent --------------------------------------------------------------------------
+
+    def _hints(self, node_id: NodeId, path: Path, now: Instant) -> Hints:
+        """Return what our own pings say about the relays: who is silent, and who is not."""
+        silent = {
+            relay: None for relay in self.ways.relays() if self._is_silent(relay, now)
+        }  # a dict for its order
+        if path.turns < TURNS:
+            return Hints(silent)
+        heard = [relay for relay in self.ways.relays() if self._is_heard(relay, node_id)]
+        return Hints(silent, heard, self._suspects(node_id, now))
+
+    def _suspects(self, node_id: NodeId, now: Instant) -> list[NodeId]:
+        """Return the active members that may be cut off from us like this one, but not from all."""
+        lost = [
+            other
+            for other in self.paths
+            if other not in self.found and self._links.direct_to(other) is None
+        ]
+        linked = [relay for relay in self.ways.relays() if self._is_silent(relay, now)]
+        return [
+            other
+            for other in itertools.islice(dict.fromkeys([*linked, *lost]), LOOKED_AT_MAX)
+            if other != node_id and self._members.is_active(other)
+        ]
+
+    def _is_silent(self, node_id: NodeId, now: Instant) -> bool:
+        sent_at = self._keepalive.sent_at(node_id)
+        patience: Seconds = self._context.settings.health.ping_timeout / SILENT_DIVISOR
+        return sent_at is not None and sent_at <= now - patience
+
+    def _is_heard(self, relay: NodeId, node_id: NodeId) -> bool:
+        """Tell whether a relay has answered us since a member was asked."""
+        heard_at = self._members.rows[relay].heard_at
+        sent_at = self._keepalive.sent_at(node_id)
+        return heard_at is not None and sent_at is not None and heard_at >= sent_at

@@ -59,6 +59,10 @@ class PeerUnreachable(ClusternodeError):
     """A peer could not be dialled."""
 
 
+class ResolveError(PeerUnreachable):
+    """A name could not be looked up, or has no address; the text says which."""
+
+
 class PeerGone(ClusternodeError):
     """A connection ended."""
 

@@ -1,4 +1,4 @@
-"""Names → addresses: the interface `Resolver` and its implementation on dnspython.
+"""Names → addresses: the interface `Resolver` and its implementation.
 
 `srv://NAME` is looked up as RFC 2782 says, `tcp://HOST:PORT` as A and AAAA. Numeric hosts,
 `localhost` (RFC 6761 section 6.3) and the names in the hosts file need no server.
@@ -10,21 +10,17 @@ import ipaddress
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-import dns.asyncbackend
-import dns.asyncresolver
-import dns.exception
-import dns.nameserver
-import dns.rdatatype
-import dns.rdtypes.IN.SRV
-import dns.resolver
 import trio
 
 from clusternode.core.inputs import ResolvedAddress
 from clusternode.core.types import Address, Seconds
-from clusternode.errors import ConfigError, PeerUnreachable
+from clusternode.errors import ConfigError, ResolveError
 from clusternode.runtime.transport import is_numeric
+
+if TYPE_CHECKING:
+    from clusternode.runtime import questions
 
 LOOKUP_TIMEOUT: Final[Seconds] = 5.0
 """For one question with all its repetitions; glibc's resolver takes as long for the first."""
@@ -37,10 +33,6 @@ HOSTS_FILE_SIZE_MAX: Final = 1024 * 1024
 """What is read of a hosts file; some block advertisements with very long ones."""
 LOCALHOST: Final = ("127.0.0.1", "::1")
 DNS_PORT: Final = 53
-
-
-class ResolveError(PeerUnreachable):
-    """A name could not be looked up, or has no address; the text says which."""
 
 
 class Resolver(Protocol):
@@ -79,12 +71,11 @@ class DnsResolver:
         return [ResolvedAddress(Address(name.scheme, host, name.port)) for host in hosts]
 
     async def _resolve_service(self, name: str) -> Sequence[ResolvedAddress]:
-        answer = await self._ask(name, dns.rdatatype.SRV)
+        answer = await self._questions().ask_service(name)
         records = sorted(
-            (record for record in answer if isinstance(record, dns.rdtypes.IN.SRV.SRV)),
-            key=lambda record: (record.priority, -record.weight, str(record.target), record.port),
+            answer, key=lambda each: (each.priority, -each.weight, each.target, each.port)
         )[:TARGETS_MAX]
-        if len(records) == 1 and records[0].target.to_text() == ".":
+        if len(records) == 1 and records[0].target == ".":
             raise ResolveError(f"{name}: its SRV record says that there is no such service")
         found: list[list[ResolvedAddress]] = [[] for _ in records]
         errors: list[str] = []
@@ -98,11 +89,11 @@ class DnsResolver:
 
     async def _resolve_target(
         self,
-        record: dns.rdtypes.IN.SRV.SRV,
+        record: questions.Service,
         addresses: list[ResolvedAddress],
         errors: list[str],
     ) -> None:
-        target = record.target.to_text(omit_final_dot=True).lower()
+        target = record.target.lower()
         try:
             hosts = await self._addresses(target)
         except ResolveError as error:
@@ -124,50 +115,25 @@ class DnsResolver:
         found: dict[str, list[str]] = {}
         errors: dict[str, ResolveError] = {}
 
-        async def ask(kind: dns.rdatatype.RdataType) -> None:
+        questions = self._questions()
+
+        async def ask(kind: str) -> None:
             try:
-                found[kind.name] = sorted(
-                    record.to_text() for record in await self._ask(host, kind)
-                )
+                found[kind] = sorted(await questions.ask_addresses(host, kind))
             except ResolveError as error:
-                errors[kind.name] = error
+                errors[kind] = error
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask, dns.rdatatype.A)
-            nursery.start_soon(ask, dns.rdatatype.AAAA)
+            nursery.start_soon(ask, "A")
+            nursery.start_soon(ask, "AAAA")
         if not found:
             raise errors["A"]
         return (found.get("A", []) + found.get("AAAA", []))[:ADDRESSES_MAX]
 
-    async def _ask(self, name: str, kind: dns.rdatatype.RdataType) -> dns.resolver.Answer:
-        question = f"{name} ({kind.name})"
-        try:
-            resolver = self._configured()
-            return await resolver.resolve(
-                name, kind, search=True, backend=dns.asyncbackend.get_backend("trio")
-            )
-        except dns.resolver.NXDOMAIN as error:
-            raise ResolveError(f"{question}: no such name") from error
-        except dns.resolver.NoAnswer as error:
-            raise ResolveError(f"{question}: the name has no such record") from error
-        except dns.resolver.LifetimeTimeout as error:
-            raise ResolveError(f"{question}: no answer within {self._timeout:g} s") from error
-        except dns.resolver.NoNameservers as error:
-            detail = _short(error)
-            raise ResolveError(f"{question}: no name server answers it ({detail})") from error
-        except dns.resolver.NoResolverConfiguration as error:
-            raise ResolveError(f"{question}: this host has no name server configured") from error
-        except (dns.exception.DNSException, OSError) as error:
-            raise ResolveError(f"{question}: {_short(error)}") from error
+    def _questions(self) -> questions.Questions:
+        from clusternode.runtime.questions import Questions  # memory: few agents need dnspython
 
-    def _configured(self) -> dns.asyncresolver.Resolver:
-        resolver = dns.asyncresolver.Resolver(configure=not self._nameservers)
-        if self._nameservers:
-            resolver.nameservers = [
-                dns.nameserver.Do53Nameserver(host, port) for host, port in self._nameservers
-            ]
-        resolver.lifetime = self._timeout
-        return resolver
+        return Questions(self._nameservers, self._timeout)
 
 
 def parse_nameserver(text: str) -> tuple[str, int]:
@@ -205,8 +171,3 @@ def read_hosts_file(path: Path) -> dict[str, list[str]]:
     for addresses in hosts.values():
         addresses.sort(key=lambda address: ipaddress.ip_address(address).version)
     return hosts
-
-
-def _short(error: BaseException) -> str:
-    """The first 200 characters: dnspython's texts name every server that was tried."""
-    return str(error)[:200] or type(error).__name__

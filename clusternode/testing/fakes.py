@@ -11,7 +11,7 @@ from clusternode.core.events import Event
 from clusternode.core.inputs import ResolvedAddress
 from clusternode.core.types import Address, NodeId, ResultCode
 from clusternode.core.wire.messages import Message, Reply, Request
-from clusternode.runtime.resolver import ResolveError
+from clusternode.errors import ResolveError
 
 
 class FakeResolver:

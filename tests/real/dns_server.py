@@ -12,7 +12,8 @@ import trio
 
 from clusternode.cli.local.fleet import LOOPBACK, free_port
 from clusternode.core.types import Address
-from clusternode.runtime.resolver import DnsResolver, ResolveError
+from clusternode.errors import ResolveError
+from clusternode.runtime.resolver import DnsResolver
 
 READY = "ready.test"
 READY_TIMEOUT = 0.1

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from clusternode.core.types import Address
-from clusternode.runtime.resolver import ResolveError
+from clusternode.errors import ResolveError
 
 pytestmark = pytest.mark.real
 

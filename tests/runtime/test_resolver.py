@@ -10,10 +10,9 @@ import pytest
 import trio
 
 from clusternode.core.types import Address
-from clusternode.errors import ConfigError
+from clusternode.errors import ConfigError, ResolveError
 from clusternode.runtime.resolver import (
     DnsResolver,
-    ResolveError,
     parse_nameserver,
     read_hosts_file,
 )

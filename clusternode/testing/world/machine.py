@@ -11,8 +11,7 @@ import trio
 
 from clusternode.core.inputs import ResolvedAddress
 from clusternode.core.types import Address, Incarnation, Instant, Seconds
-from clusternode.errors import StateError
-from clusternode.runtime.resolver import ResolveError
+from clusternode.errors import ResolveError, StateError
 from clusternode.runtime.state import Remembered
 from clusternode.simulation.hosts import Host
 from clusternode.simulation.process import DISK_DELAY

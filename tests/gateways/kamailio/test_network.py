@@ -13,11 +13,10 @@ import trio
 from clusternode.bus.interface import Arrivals
 from clusternode.core.inputs import ResolvedAddress
 from clusternode.core.types import Address, ResultCode
-from clusternode.errors import AddressInUse, ConfigError
+from clusternode.errors import AddressInUse, ConfigError, ResolveError
 from clusternode.gateways.kamailio.service import KamailioGateway
 from clusternode.gateways.kamailio.settings import KamailioSettings
 from clusternode.gateways.kamailio.translate import NamedAddress, PeerAddress
-from clusternode.runtime.resolver import ResolveError
 
 
 class Taker:

@@ -28,7 +28,7 @@ from clusternode.core.sip_events import (
 )
 from clusternode.core.types import ResultCode
 from clusternode.core.wire.messages import Message, Reply, Request
-from clusternode.errors import AddressInUse, BodyTooLarge, ConfigError, NoSuchNode
+from clusternode.errors import AddressInUse, BodyTooLarge, ConfigError, NoSuchNode, ResolveError
 from clusternode.gateways.opensips.codec import FrameReader, decode_untrusted, encode
 from clusternode.gateways.opensips.messages import CACHE, CONTACTS, Generic, Ping, UnknownId
 from clusternode.gateways.opensips.service import OpenSipsGateway
@@ -38,7 +38,6 @@ from clusternode.gateways.opensips.settings import (
     Neighbour,
     OpenSipsSettings,
 )
-from clusternode.runtime.resolver import ResolveError
 from clusternode.testing.memory_transport import MemoryNetwork
 from tests.agents import start
 from tests.certificates import Pki

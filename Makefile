@@ -16,7 +16,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,$(if $(shell $(UNSHARE) true 2>/dev/
 	$(UNSHARE) sh -c 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$$@"' sh))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real lint format docs bench coverage clean
+.PHONY: help setup demo test test-long test-real lint format docs bench coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +38,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## three agents on this machine: join, ask, kill, return, leave
 	$(BIN)/clusternode demo
 
-test: setup ## all tests that need no outside program
-	$(BIN)/python -m pytest -q -m "not real" $(PYTEST_OPTIONS) $(TESTS)
+# Tests start many programs, each of which would compile every module anew where bytecode is not
+# written; here it always is, where it is in nobody's way.
+test test-long test-real: export PYTHONDONTWRITEBYTECODE :=
+test test-long test-real: export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
+
+test: setup ## the tests that need no outside program
+	$(BIN)/python -m pytest -q -m "not real and not long" $(PYTEST_OPTIONS) $(TESTS)
+
+test-long: setup ## mutants, sieges and large simulated stories, for minutes
+	$(BIN)/python -m pytest -q -m "long and not real" $(PYTEST_OPTIONS) $(TESTS)
 
 test-real: setup ## tests against real programs and networks
 	$(AS_ROOT) $(BIN)/python -m pytest -q -m real $(TESTS)

@@ -16,6 +16,9 @@ PROGRAM_DIRECTORIES = os.pathsep.join(
     [os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]  # where Debian keeps daemons
 )
 
+NEVER_SKIPPED = ("real", "long")
+"""Markers of the stages that CI runs for their own sake."""
+
 # Machines that run tests are shared and slow: a deadline per example would be about them.
 settings.register_profile(
     "clusternode", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=IS_CI
@@ -27,9 +30,9 @@ settings.load_profile("clusternode")
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn the skip of a `real` test into a failure where everything should be installed."""
+    """Turn the skip of a `real` or `long` test into a failure where nothing may be missing."""
     report = yield
-    if IS_CI and report.skipped and item.get_closest_marker("real") is not None:
+    if IS_CI and report.skipped and any(map(item.get_closest_marker, NEVER_SKIPPED)):
         report.outcome = "failed"
         report.longrepr = f"skipped, although CLUSTERNODE_CI=1: {report.longrepr}"
     return report

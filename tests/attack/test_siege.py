@@ -7,7 +7,7 @@ import pytest
 from tests.attack.kit import INSIDERS, OUTSIDERS, TLS_OUTSIDERS, Attack
 from tests.attack.siege import besiege, honest_cluster
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.long]
 
 SECONDS = 1.0
 MEMORY_MAX = 64 * 1024 * 1024

@@ -96,7 +96,7 @@ def test_values_keep_their_kinds():
     "name",
     [
         "killed-and-restarted",
-        "load-over-broken-connections",
+        pytest.param("load-over-broken-connections", marks=pytest.mark.long),
         pytest.param("two-nodes-with-one-id", marks=pytest.mark.slow),
         pytest.param("slow-handlers", marks=pytest.mark.slow),
         pytest.param("rolling-restart", marks=pytest.mark.slow),

@@ -28,11 +28,11 @@ def bundled(name: str) -> Scenario:
 @pytest.mark.parametrize(
     "name",
     [
-        "a-reset-changes-nothing",
+        pytest.param("a-reset-changes-nothing", marks=pytest.mark.long),
         "killed-and-restarted",
         "clean-stop-is-heard",
         pytest.param("narrow-link-is-not-death", marks=pytest.mark.slow),
-        pytest.param("load-over-broken-connections", marks=pytest.mark.slow),
+        pytest.param("load-over-broken-connections", marks=pytest.mark.long),
         pytest.param("seed-in-one-half", marks=pytest.mark.slow),
         pytest.param("paused-node-blames-nobody", marks=pytest.mark.slow),
     ],

@@ -61,7 +61,7 @@ def is_whole(world: DatagramWorld, node: KamailioNode) -> bool:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_a_bus_of_28_with_loss_is_seen_whole_and_hears_each_message_once(seed):
     weather = Weather(loss=0.05, doubled=0.05)
@@ -117,6 +117,7 @@ def is_announced(node):
     return node.membership.is_announced
 
 
+@pytest.mark.long
 def test_a_full_bus_is_watched_but_not_joined():
     world = make_world(29, 1, Weather())
     node = add_ours(world)

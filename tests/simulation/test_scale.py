@@ -39,7 +39,7 @@ def counts_per_ping(number: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize(
     "number",
-    [10, pytest.param(30, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.slow)],
+    [10, pytest.param(30, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)],
 )
 def test_a_ping_is_two_frames_and_five_inputs_in_a_cluster_of_any_size(number):
     frames, inputs = counts_per_ping(number)

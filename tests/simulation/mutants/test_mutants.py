@@ -13,7 +13,7 @@ from tests.simulation.mutants.__main__ import ROOT, story_of
 from tests.simulation.mutants.shell import ALL as MUTANTS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_mutant_is_caught(name):
     ran = subprocess.run(

@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
 
 from clusternode.backends.subscriptions import BackendSubscriptions, requests_of
-from clusternode.bridge.service import BridgeService, read_bridges
-from clusternode.bridge.settings import Rule
 from clusternode.bus.interface import Bus, Receiver
 from clusternode.bus.mesh import MeshBus
 from clusternode.config import AgentSettings, ClusterSection
@@ -32,7 +30,7 @@ from clusternode.core.wire.messages import Close, CloseReason
 from clusternode.errors import ClusternodeError, ConfigError, DuplicateNodeId
 from clusternode.gateways.base import Gateway
 from clusternode.gateways.registry import Configured, read_gateways
-from clusternode.kafka.service import KafkaService, KafkaSettings
+from clusternode.integrations import Integrations
 from clusternode.routes.dispatcher import Dispatcher
 from clusternode.routes.events import EventHub
 from clusternode.routes.loader import load_table
@@ -52,6 +50,9 @@ from clusternode.runtime.resolver import DnsResolver, Resolver
 from clusternode.runtime.state import Remembered, StateKeeper, StateStore
 from clusternode.runtime.tls import Credentials, TlsTransport
 from clusternode.runtime.transport import Listener, TcpTransport, Transport
+
+if TYPE_CHECKING:
+    from clusternode.kafka.service import KafkaService
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +109,7 @@ class Agent:
         self._machine = machine or ThisMachine(resolver or DnsResolver(settings.nameservers))
         self._transport = transport or TcpTransport(self._machine.resolver)
         self._credentials: Credentials | None = None
-        kafka = KafkaService(KafkaSettings.read(settings.plugins))
-        self.bridges = BridgeService(self._read_bridges(settings), kafka)
+        self._integrations = Integrations(settings)
         self._has = (has_control, has_signals, reload_settings)
         self._stopping = trio.Event()
         self._clusters: dict[str, _Cluster] = {}  # cluster name → what belongs to it
@@ -121,7 +121,7 @@ class Agent:
 
     @property
     def kafka(self) -> KafkaService:
-        return self.bridges.kafka
+        return self._integrations.kafka
 
     @property
     def node_id(self) -> NodeId:
@@ -154,7 +154,7 @@ class Agent:
 
     def bridge_status(self) -> Sequence[Mapping[str, Any]]:
         """One row of JSON values per bridge."""
-        return self.bridges.status()
+        return self._integrations.bridge_status()
 
     def stop(self) -> None:
         """Begin to leave; `run` returns when that is done."""
@@ -177,14 +177,12 @@ class Agent:
         prepared = None if credentials is None else credentials.prepare(settings.tls)
         found = {name: read_secrets(section) for name, section in settings.clusters.items()}
         self.events.subscriptions.check(requests_of(settings), path="subscribe")
-        self.kafka.prepare(KafkaSettings.read(settings.plugins))
-        self.bridges.prepare(self._read_bridges(settings))
+        self._integrations.prepare(settings)
         self._reload_routes(settings)
         # The routes were the last that can be refused; from here on everything takes effect.
         if credentials is not None and prepared is not None:
             credentials.install(prepared)
-        self.bridges.reload()
-        self.kafka.reload()
+        self._integrations.reload()
         self.events.declare(settings.routes.events)
         self.events.subscriptions.replace("configuration", requests_of(settings), path="subscribe")
         self.settings = taken_up(self.settings, settings)
@@ -232,8 +230,8 @@ class Agent:
         if self.settings.tls is not None:
             self._credentials = Credentials(self.settings.tls, self.settings.node_id)
             self._transport = TlsTransport(self._transport, self._credentials)
-        self.kafka.prepare(self.kafka.settings)
-        self.kafka.attach()
+        self._integrations.prepare(self.settings)
+        self._integrations.attach()
         table = self.load_table()
         gateways = self._read_gateways()
         try:
@@ -290,8 +288,7 @@ class Agent:
                 )
             for gateway in self._gateways:
                 await nursery.start(gateway.run)
-            await nursery.start(self.bridges.run, self.dispatcher, self.buses)
-            await nursery.start(self.kafka.run, self.dispatcher, self.buses)
+            await nursery.start(self._integrations.run, self.dispatcher, self.buses)
             task_status.started()
             await self._stopping.wait()
             await self._leave(back_ends)
@@ -299,7 +296,7 @@ class Agent:
 
     async def _leave(self, back_ends: BackendSubscriptions) -> None:
         """Tell everyone that we leave; nobody can delay it beyond the time limits."""
-        await self.kafka.stop()
+        await self._integrations.stop()
         with trio.move_on_after(STOP_HOOKS_TIMEOUT):
             await self.dispatcher.stop()
         await back_ends.drain()
@@ -375,9 +372,6 @@ class Agent:
 
     # --- gateways -------------------------------------------------------------------------------
 
-    def _read_bridges(self, settings: AgentSettings) -> tuple[Rule, ...]:
-        return read_bridges(settings.plugins, tuple(settings.clusters))
-
     def _read_gateways(self) -> list[Configured]:
         gateways = read_gateways(self.settings.plugins)
         for gateway in gateways:
@@ -396,8 +390,7 @@ class Agent:
             file.parent if file is not None else None,
         )
         table.add(make_handler(Kind.REQUEST, VIEW_CHANNEL, answer_view))
-        self.kafka.check(table)
-        self.bridges.check(table, next(iter(self.settings.clusters), None))
+        self._integrations.check(table, next(iter(self.settings.clusters), None))
         return table
 
     def _make_dispatcher(self, table: RouteTable) -> Dispatcher:

@@ -149,7 +149,7 @@ def _named_uri(rest: str) -> KafkaUri:
         raise wrong_uri(
             f"kafka:{rest}", f"kafka:@NAME/TOPIC, NAME of a [kafka.NAME], {TOPIC_EXPECTED}"
         )
-    connections = api.connections_of_agent.get()
+    connections = api.connections_of_agent()
     if connections is not None:
         try:
             connections.get(name)

@@ -12,7 +12,6 @@ import attrs
 import trio
 
 from clusternode.bus.interface import Bus, Delivery, NodeOutcome, Operable, Surveyed
-from clusternode.control import kafka
 from clusternode.control.interface import Controlled
 from clusternode.control.requests import (
     BY_NAME,
@@ -113,14 +112,20 @@ class Calls:
             return await self._watch(values, stream)
         if name == "cluster.request":
             return await self._request(values, stream)
-        if name in kafka.WAITING:
-            return await kafka.WAITING[name](self.controlled.kafka, values)
+        if name.startswith("kafka."):
+            return await self._kafka(name, values)
         if name in _WAITING:
             return await _WAITING[name](self, values)
         await trio.lowlevel.checkpoint()
-        if name in kafka.IMMEDIATE:
-            return kafka.IMMEDIATE[name](self.controlled.kafka, values)
         return _IMMEDIATE[name](self, values)
+
+    async def _kafka(self, name: str, values: Values) -> object:
+        from clusternode.control import kafka  # memory: most agents are never asked
+
+        if name in kafka.WAITING:
+            return await kafka.WAITING[name](self.controlled.kafka, values)
+        await trio.lowlevel.checkpoint()
+        return kafka.IMMEDIATE[name](self.controlled.kafka, values)
 
     def _bus(self, values: Values) -> Bus:
         buses, name = self.controlled.buses, values["cluster"]

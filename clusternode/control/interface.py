@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clusternode.bus.interface import Bus
 from clusternode.core.types import Instant, NodeId
-from clusternode.kafka.service import KafkaService
 from clusternode.routes.events import EventHub
+
+if TYPE_CHECKING:
+    from clusternode.kafka.service import KafkaService
 
 
 class Controlled(Protocol):
@@ -31,7 +33,9 @@ class Controlled(Protocol):
     @property
     def events(self) -> EventHub: ...
     @property
-    def kafka(self) -> KafkaService: ...
+    def kafka(self) -> KafkaService:
+        """Loaded with the first call that is about it."""
+        ...
 
     def bridge_status(self) -> Sequence[Mapping[str, Any]]:
         """One row of JSON values per bridge."""

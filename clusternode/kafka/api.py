@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from clusternode.errors import NoSuchConnection
 from clusternode.kafka.records import Headers, Placed, Report
@@ -12,9 +12,21 @@ from clusternode.kafka.records import Headers, Placed, Report
 if TYPE_CHECKING:
     from clusternode.kafka.connections import Connection, KafkaConnections
 
-connections_of_agent: ContextVar[KafkaConnections | None] = ContextVar(
-    "connections_of_agent", default=None
-)
+
+class HasConnections(Protocol):
+    """The agent, which loads its connections when somebody asks for them."""
+
+    @property
+    def connections(self) -> KafkaConnections: ...
+
+
+kafka_of_agent: ContextVar[HasConnections | None] = ContextVar("kafka_of_agent", default=None)
+
+
+def connections_of_agent() -> KafkaConnections | None:
+    """Return the connections of the agent that runs this task, if one does."""
+    kafka = kafka_of_agent.get()
+    return None if kafka is None else kafka.connections
 
 
 def connection(name: str) -> Connection:
@@ -23,7 +35,7 @@ def connection(name: str) -> Connection:
     Raises:
         NoSuchConnection: There is no `[kafka.NAME]`, or no handler is running.
     """
-    connections = connections_of_agent.get()
+    connections = connections_of_agent()
     if connections is None:
         raise NoSuchConnection(f"kafka {name}: only a handler that the agent runs can use it")
     return connections.get(name)

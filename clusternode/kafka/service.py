@@ -13,7 +13,6 @@ from clusternode.bus.interface import Bus
 from clusternode.config.raw import RawTable
 from clusternode.errors import NoSuchConnection, RouteError
 from clusternode.kafka import library
-from clusternode.kafka.api import connections_of_agent
 from clusternode.kafka.connections import Connection, KafkaConnections
 from clusternode.kafka.consumer import Consumer, ConsumerSettings, Handle
 from clusternode.kafka.handlers import Host, ListenerHandle, RouteHandle, consumer_settings
@@ -114,10 +113,6 @@ class KafkaService:
         self._starts: list[_Running] = []
         self._changed = trio.Event()
         self._stopping = trio.Event()
-
-    def attach(self) -> None:
-        """Let every task that starts below this one use the connections (`kafka.publish`)."""
-        connections_of_agent.set(self.connections)
 
     def set_bridges(
         self,

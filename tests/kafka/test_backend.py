@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -10,7 +11,7 @@ import trio.lowlevel
 
 from clusternode.backends.flatstore_format import read_file
 from clusternode.errors import ConfigError
-from clusternode.kafka.api import connections_of_agent
+from clusternode.kafka.api import kafka_of_agent
 from clusternode.kafka.connections import KafkaConnections
 from clusternode.testing.backends import backend_world
 from tests.kafka.mock_cluster import PRODUCE, read_all
@@ -77,7 +78,7 @@ async def test_a_broker_that_refuses_is_a_definite_failure(kafka):
 
 async def test_a_named_connection_can_take_events(kafka, settings):
     connections = KafkaConnections({"main": settings(topic="calls", flush_timeout=1.0)})
-    token = connections_of_agent.set(connections)
+    token = kafka_of_agent.set(SimpleNamespace(connections=connections))
     async with backend_world() as world:
         world.subscribe("E_CALL", "kafka:@main/other")
         world.subscribe("E_CALL", "kafka:@main")
@@ -86,7 +87,7 @@ async def test_a_named_connection_can_take_events(kafka, settings):
         with pytest.raises(ConfigError, match="no connection named x"):
             world.subscribe("E_CALL", "kafka:@x")
     await connections.aclose()
-    connections_of_agent.reset(token)
+    kafka_of_agent.reset(token)
 
     assert [each.status.ok for each in statuses] == [True, True]
     assert {each.status.detail.partition(",")[0] for each in statuses} == {"other", "calls"}

@@ -239,7 +239,7 @@ async def test_a_changed_section_is_used_at_the_next_use_and_the_old_client_deli
 
 
 async def test_the_log_of_a_dead_broker_is_limited(kafka, connect, caplog):
-    connection = connect(message_timeout_ms=100, flush_timeout=5.0)
+    connection = connect(message_timeout_ms=1000, flush_timeout=5.0)
     await connection.publish("calls", b"")
     kafka.kill()
     for _ in range(500):

@@ -55,10 +55,9 @@ def _init(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from clusternode.backends.subscriptions import check_subscriptions  # start-up speed
-    from clusternode.bridge.service import read_bridges  # start-up speed
     from clusternode.config import load_settings  # start-up speed
     from clusternode.gateways.registry import read_gateways  # start-up speed
-    from clusternode.kafka.service import KafkaService, KafkaSettings  # start-up speed
+    from clusternode.integrations import Integrations  # start-up speed
     from clusternode.routes.execute import check_executables  # start-up speed
     from clusternode.runtime.exposure import advice, check_exposure, check_files  # start-up speed
 
@@ -66,10 +65,9 @@ def _check(arguments: argparse.Namespace) -> int:
     check_exposure(settings)
     check_files(settings)
     read_gateways(settings.plugins)
-    read_bridges(settings.plugins, tuple(settings.clusters))
-    kafka = KafkaService(KafkaSettings.read(settings.plugins))
-    kafka.connections.check()
-    kafka.attach()  # so that kafka:@NAME is looked up
+    integrations = Integrations(settings)
+    integrations.prepare(settings)
+    integrations.attach()  # so that kafka:@NAME is looked up
     check_subscriptions(settings)
     check_executables(settings)
     if arguments.json:

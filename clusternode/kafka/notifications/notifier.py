@@ -97,7 +97,7 @@ class Notifier:
     @property
     def defaults(self) -> NotifierDefaults:
         """What the configuration of the running agent says."""
-        connections = api.connections_of_agent.get()
+        connections = api.connections_of_agent()
         found = None if connections is None else connections.notifier_defaults
         return found if isinstance(found, NotifierDefaults) else NotifierDefaults()
 

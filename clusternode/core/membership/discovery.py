@@ -129,6 +129,10 @@ class Discovery:
         """Tell whether the dial of a node waits for our own rate limit."""
         return any(target.is_queued for target in self._targets_of(node_id))
 
+    def is_untried(self, node_id: NodeId) -> bool:
+        """Tell whether no dial of a node has failed since there was news from it."""
+        return all(target.failures == 0 for target in self._targets_of(node_id))
+
     def learn(self, address: Address, node_id: NodeId, heard_at: Instant) -> None:
         """Take note of where a node says it is; who was found there stays there."""
         target = self._target(address, heard_at)

@@ -332,14 +332,20 @@ class Membership:
     def round_due(self, slot: int, now: Instant) -> None:
         """Ping the members whose turn it is, and dial those without a connection."""
         rows, position_mark = self.members.rows, self._streams.position_mark
-        marks = [
-            (node_id, position_mark(node_id))
-            for node_id in self.keepalive.in_turn(slot)
-            if node_id in rows and rows[node_id].health not in (Health.LEFT, Health.REMOVED)
-        ]
+        marks: list[tuple[NodeId, int]] = []
+        for node_id in self.keepalive.in_turn(slot):
+            row = rows.get(node_id)
+            if row is None or row.health in (Health.LEFT, Health.REMOVED):
+                continue
+            if row.has_answered or row.is_linked or not self.discovery.is_queued(node_id):
+                marks.append((node_id, position_mark(node_id)))
+            else:  # nobody has tried to reach it yet, and that is our own limit
+                self.keepalive.ask_later(node_id, now)
         for node_id in self.keepalive.tick(marks, now):
             self._dial_member(rows[node_id], now)
-            self.rerouting.ask(node_id, now)
+            # Most who were never reached have only just been heard of: their first dial comes first
+            if rows[node_id].has_answered or not self.discovery.is_untried(node_id):
+                self.rerouting.ask(node_id, now)
 
     def verify(self, node_id: NodeId, now: Instant) -> None:
         """Open a ping out of turn, unless one is open; over other ways if there is no link."""

@@ -150,7 +150,7 @@ class RequestEnded:
     request: RequestId
 
 
-@attrs.frozen
+@attrs.define
 class Emit:
     """Tell the observers."""
 

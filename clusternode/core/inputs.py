@@ -23,7 +23,7 @@ from clusternode.core.types import (
 from clusternode.core.wire.messages import Hello, WireMessage
 
 
-@attrs.frozen
+@attrs.define
 class KnownMember:
     """A member remembered from an earlier life of this node (state directory)."""
 

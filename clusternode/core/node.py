@@ -49,7 +49,7 @@ from clusternode.core.settings import NodeSettings
 from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.timers import TimerKey
 from clusternode.core.tunnels import Tunnels
-from clusternode.core.types import ConnectionId, Instant, NodeId
+from clusternode.core.types import ConnectionId, Incarnation, Instant, NodeId
 from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import (
     POSITIONED_TYPE_MIN,
@@ -127,13 +127,18 @@ class Node:
         """Tell when the next `TimePassed` is due; None when nothing waits for time."""
         return self._context.timers.next_deadline()
 
+    @property
+    def incarnation(self) -> Incarnation:
+        """The number of this life; it rises when others know a larger one."""
+        return self._membership.members.own.incarnation
+
     def hello(self, agent: str = "") -> Hello:
         """Return what this node says first on every connection it has from now on."""
         settings = self.settings
         return Hello(
             cluster=settings.cluster,
             node_id=settings.node_id,
-            incarnation=self._membership.members.own.incarnation,
+            incarnation=self.incarnation,
             nonce=settings.nonce,
             protocol_min=PROTOCOL_MIN,
             protocol_max=PROTOCOL_MAX,
@@ -286,13 +291,13 @@ class Node:
         if outlet.relayed and taken < bytes_max:
             relayed, size = self._links.take_relayed(link, (bytes_max - taken + 1) // 2)
             taken += size
-            frames += relayed
+            frames = [*frames, *relayed]
         has_more = bool(outlet.control or outlet.relayed)
         if link.phase is Phase.OPEN and not self._messaging.is_quiet(link.node_id):
             if taken < bytes_max:
                 data = self._messaging.take(link.node_id, bytes_max - taken)
                 taken += sum([frame.size_bytes for frame in data])
-                frames += data
+                frames = [*frames, *data] if frames else data
             has_more = has_more or self._messaging.has_output(link.node_id)
         return frames, taken, has_more
 

@@ -81,7 +81,7 @@ class OverflowPolicy(enum.Enum):
     """The message waits for room for at most `wait_max`, then ends with 486."""
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)  # the key of nearly everything about dials
 class Address:
     """Where a node can be dialled: `tcp://host:port`, `tls://host:port`, IPv6 in brackets.
 

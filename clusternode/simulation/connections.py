@@ -14,7 +14,7 @@ from clusternode.core.inputs import (
     Measured,
     WriteReady,
 )
-from clusternode.core.types import Address, Seconds
+from clusternode.core.types import Address, Incarnation, NodeId, Seconds
 from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import Close, CloseReason, Frame, Hello
 from clusternode.simulation.fidelity import Wire
@@ -38,6 +38,7 @@ class Connections(Tcp[NodeEnd]):
     def __init__(self, world: WorldView, wire: Wire) -> None:
         super().__init__(world)
         self._wire = wire
+        self._hellos: dict[tuple[NodeId, Incarnation], Frame] = {}  # what each life says first
 
     # Dialling and the handshake.
 
@@ -62,17 +63,23 @@ class Connections(Tcp[NodeEnd]):
         world.after(back, self._send_hello, dialer)
 
     def _send_hello(self, end: NodeEnd) -> None:
-        if end.is_open:
-            self._send(end, (ItemKind.HELLO, end.process.hello, 0))
+        if not end.is_open:
+            return
+        process = end.process
+        life = (process.node_id, process.incarnation)
+        frame = self._hellos.get(life)
+        if frame is None:
+            frame = self._hellos[life] = frame_of(process.hello)
+        self._send(end, (ItemKind.HELLO, frame, 0))
 
     def _handshake_timeout(self, end: NodeEnd) -> None:
         if end.is_open and not end.is_established:
             self.close(end)
             self._dial_failed(end, DialFailure.TIMEOUT, "no HELLO", None)
 
-    def _hello_arrived(self, end: NodeEnd, hello: Hello) -> None:
+    def _hello_arrived(self, end: NodeEnd, hello: Frame) -> None:
         """Check the other side's HELLO, as the shell's session does."""
-        (said,) = self._wire.carry([frame_of(hello)])
+        (said,) = self._wire.carry([hello])
         assert isinstance(said, Hello)
         process = end.process
         if said.cluster != process.settings.cluster:
@@ -80,7 +87,7 @@ class Connections(Tcp[NodeEnd]):
             self._dial_failed(end, DialFailure.REJECTED, "wrong cluster", None)
             return
         if end.dialed is None:
-            self._send(end, (ItemKind.HELLO, process.hello, 0))
+            self._send_hello(end)
         end.is_established = True
         self._note_link(end, is_up=True)
         process.feed(Connected(end.connection, said, end.dialed, end.remote))

@@ -19,7 +19,7 @@ Key = str
 """`m/n1/2/17`: kind (message, request, reply), node, its life, number."""
 
 
-@attrs.frozen
+@attrs.define
 class LinkFact:
     """A connection of a process whose handshake was done, or which has ended."""
 
@@ -110,7 +110,7 @@ class ReplyMade:
     life: int
 
 
-@attrs.frozen
+@attrs.define
 class StatusFact:
     """The event `NodeStateChanged`, as one observer raised it."""
 

@@ -31,6 +31,7 @@ from clusternode.core.settings import NodeSettings
 from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.types import (
     ConnectionId,
+    Incarnation,
     Instant,
     NodeId,
     Seconds,
@@ -114,6 +115,10 @@ class Process:
 
     def snapshot(self) -> NodeSnapshot:
         return self.node.snapshot(self.clock.now)
+
+    @property
+    def incarnation(self) -> Incarnation:
+        return self.node.incarnation
 
     @property
     def hello(self) -> Hello:
@@ -280,19 +285,15 @@ class Process:
     def _emit(self, effect: effect_types.Emit) -> None:
         event = effect.event
         world = self.world
-        world.trace.note(f"{world.now!r} {self.node_id} event {type(event).__name__}")
-        if isinstance(event, NodeStateChanged):
+        if type(event) is NodeStateChanged:
+            member, previous, status = NodeId(event.node_id), event.previous, event.status
             fact = StatusFact(
-                world.now,
-                self.node_id,
-                self.fact.life,
-                NodeId(event.node_id),
-                event.status,
-                event.previous,
-                event.reason,
+                world.now, self.node_id, self.fact.life, member, status, previous, event.reason
             )
             world.history.statuses.append(fact)
-            world.trace.note(f"{fact.member} {fact.previous} {fact.status}")
+            world.trace.note(f"{world.now!r} {fact.observer} {member} {previous} {status}")
+        else:
+            world.trace.note(f"{world.now!r} {self.node_id} event {type(event).__name__}")
 
     def _persist(self, effect: effect_types.Persist) -> None:
         self.world.after(DISK_DELAY, self._written, effect, self.world.now)

@@ -11,7 +11,15 @@ import attrs
 from clusternode.core.effects import Write
 from clusternode.core.inputs import Ask, Input, Leave, Publish, RemoveMember
 from clusternode.core.settings import NodeSettings
-from clusternode.core.types import Address, ChannelName, ConnectionId, Instant, NodeId, Seconds
+from clusternode.core.types import (
+    Address,
+    ChannelName,
+    ConnectionId,
+    Incarnation,
+    Instant,
+    NodeId,
+    Seconds,
+)
 from clusternode.core.wire.messages import Frame, Hello, Ping
 from clusternode.simulation.history import History, LifeFact
 from clusternode.simulation.network import Network
@@ -109,6 +117,8 @@ class NodeView(Sender, Protocol):
     def is_paused(self) -> bool: ...
     @property
     def settings(self) -> NodeSettings: ...
+    @property
+    def incarnation(self) -> Incarnation: ...
     @property
     def hello(self) -> Hello: ...
     def feed(self, input_: Input) -> None: ...

@@ -45,7 +45,7 @@ class ItemKind(enum.Enum):
     """FIN, or RST: the other side has closed."""
 
 
-Item = tuple[ItemKind, Any, int]  # kind, payload (Hello, frames or bytes, reason), size in bytes
+Item = tuple[ItemKind, Any, int]  # kind, payload (HELLO, frames or bytes, reason), size in bytes
 
 
 @attrs.define

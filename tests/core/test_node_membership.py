@@ -212,7 +212,8 @@ def check_targets(node: Node) -> None:
             assert target.node_id is not None
             assert node._links.of(target.node_id)
     for node_id, owned in discovery._of_node.items():
-        assert all(discovery._targets[address].node_id == node_id for address in owned)
+        assert all(target.node_id == node_id for target in owned)
+        assert all(discovery._targets[target.address] is target for target in owned)
         assert len(owned) <= ADDRESSES_OF_NODE_MAX + 4  # notification addresses are kept beyond
 
 

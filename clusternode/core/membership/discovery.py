@@ -63,7 +63,7 @@ class Target:
     """Whether a node was ever connected there."""
     is_queued: bool = False
     """Whether it is due, but waits in line: `dials_per_second` are used up."""
-    names: list[Address] = attrs.Factory(list)
+    names: tuple[Address, ...] = ()
     """The notification addresses that it stands for; dialled for ever if there are any."""
 
 
@@ -74,7 +74,7 @@ class Discovery:
         self._context = context
         self._settings = context.settings.discovery
         self._targets: dict[Address, Target] = {}
-        self._of_node: dict[NodeId, dict[Address, None]] = {}  # node → its addresses, in order
+        self._of_node: dict[NodeId, tuple[Target, ...]] = {}  # node → where it may be, in order
         self._names: dict[Address, Name] = {}
         self._unreachable: dict[Address, bool] = {}  # notification address → was it announced
         self._line = DialLine(self._settings.dials_per_second)
@@ -133,43 +133,45 @@ class Discovery:
         """Tell whether no dial of a node has failed since there was news from it."""
         return all(target.failures == 0 for target in self._targets_of(node_id))
 
-    def learn(self, address: Address, node_id: NodeId, heard_at: Instant) -> None:
+    def learn(self, address: Address, node_id: NodeId, heard_at: Instant) -> Target:
         """Take note of where a node says it is; who was found there stays there."""
         target = self._target(address, heard_at)
-        target.heard_at = max(target.heard_at, heard_at)
-        if target.state is not TargetState.CONNECTED:
+        if heard_at > target.heard_at:
+            target.heard_at = heard_at
+        if target.state is not TargetState.CONNECTED and target.node_id != node_id:
             self._bind(target, node_id)
+        return target
 
-    def reset_backoff(self, address: Address) -> None:
-        """Take note that there is news from an address: it may have come back."""
-        self._targets[address].failures = 0
+    def heard_news(self, address: Address, node_id: NodeId, heard_at: Instant) -> None:
+        """Take note of where a node says it is, and that it may have come back there."""
+        self.learn(address, node_id, heard_at).failures = 0
 
     def _bind(self, target: Target, node_id: NodeId) -> None:
         if target.node_id == node_id:
             return
         self._unbind(target)
         target.node_id = node_id
-        addresses = self._of_node.setdefault(node_id, {})
-        addresses[target.address] = None
-        if len(addresses) > ADDRESSES_OF_NODE_MAX:
-            for one in [one for one in self._targets_of(node_id) if not one.names][:1]:
+        targets = self._of_node[node_id] = (*self._targets_of(node_id), target)
+        if len(targets) > ADDRESSES_OF_NODE_MAX:
+            for one in [one for one in targets if not one.names][:1]:
                 self._drop(one)
 
     def _unbind(self, target: Target) -> None:
         if target.node_id is not None:
-            addresses = self._of_node[target.node_id]
-            del addresses[target.address]
-            if not addresses:
-                del self._of_node[target.node_id]
+            targets = self._of_node.pop(target.node_id)
+            if len(targets) > 1:
+                kept = tuple(one for one in targets if one is not target)
+                self._of_node[target.node_id] = kept
             target.node_id = None
 
-    def _targets_of(self, node_id: NodeId) -> list[Target]:
-        return [self._targets[address] for address in self._of_node.get(node_id, ())]
+    def _targets_of(self, node_id: NodeId) -> tuple[Target, ...]:
+        return self._of_node.get(node_id, ())
 
     def _target(self, address: Address, heard_at: Instant) -> Target:
-        if address not in self._targets:
-            self._targets[address] = Target(address, heard_at)
-        return self._targets[address]
+        target = self._targets.get(address)
+        if target is None:
+            target = self._targets[address] = Target(address, heard_at)
+        return target
 
     # --- dialling -------------------------------------------------------------------------------
 
@@ -379,7 +381,7 @@ class Discovery:
     def _adopt(self, address: Address, name: Address, now: Instant) -> None:
         target = self._target(address, now)
         if name not in target.names:
-            target.names.append(name)
+            target.names = (*target.names, name)
         if target.state is TargetState.WAITING:
             # One round through all candidates at once, then the back-off.
             wait = self._backoff(target.failures) if target.failures > 0 else 0.0
@@ -392,7 +394,7 @@ class Discovery:
         if target is None:
             return
         if name in target.names:
-            target.names.remove(name)
+            target.names = tuple(one for one in target.names if one != name)
         if target.names or target.node_id is not None or target.is_added:
             return
         if not self._is_candidate(address):
@@ -402,7 +404,7 @@ class Discovery:
         """Where a name is tried one address at a time, go on to its next one but ourselves."""
         if self._settings.multi_notify:
             return
-        for name in list(target.names):
+        for name in target.names:
             entry = self._names.get(name)
             if entry is None:
                 continue

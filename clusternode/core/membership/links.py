@@ -7,8 +7,8 @@ smaller node id decides and says so with `Resume`; the larger answers with its o
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import Final, NoReturn, Protocol
 
 import attrs
 
@@ -46,14 +46,30 @@ class Phase(enum.Enum):
     OPEN = "open"
 
 
+class NoFrames(list[Frame]):
+    """A queue that is always empty: idle connections, of which there may be thousands, share one.
+
+    Who has something to put makes one first.
+    """
+
+    def append(self, frame: Frame, /) -> NoReturn:
+        raise AssertionError(f"{frame!r}: nothing may be put here, see `NoFrames`")
+
+    def extend(self, frames: Iterable[Frame], /) -> NoReturn:
+        raise AssertionError(f"{frames!r}: nothing may be put here, see `NoFrames`")
+
+
+NO_FRAMES: Final = NoFrames()
+
+
 @attrs.define(eq=False)
 class Outlet:
     """What waits to be written on one connection, and what its writer is known to do."""
 
-    control: list[Frame] = attrs.Factory(list)
+    control: list[Frame] = NO_FRAMES
     """Frames without a position; written before all data."""
     control_bytes: int = 0
-    relayed: list[Frame] = attrs.Factory(list)
+    relayed: list[Frame] = NO_FRAMES
     """Segments of tunnels, which take turns with our own data."""
     relayed_bytes: int = 0
     is_announced: bool = False
@@ -133,7 +149,7 @@ class Links:
         self._context = context
         self._by_connection: dict[ConnectionId, Link] = {}
         self._open: dict[NodeId, Link] = {}
-        self._by_node: dict[NodeId, dict[ConnectionId, Link]] = {}  # node → its connections
+        self._by_node: dict[NodeId, tuple[Link, ...]] = {}  # node → its connections, oldest first
 
     def __iter__(self) -> Iterator[Link]:
         return iter(self._open.values())
@@ -156,17 +172,16 @@ class Links:
     def is_open_to(self, node_id: NodeId) -> bool:
         return node_id in self._open
 
-    def of(self, node_id: NodeId) -> list[Link]:
+    def of(self, node_id: NodeId) -> tuple[Link, ...]:
         """Return all connections of a node, oldest first."""
-        links = self._by_node.get(node_id)
-        return [] if links is None else list(links.values())
+        return self._by_node.get(node_id, ())
 
     def proving(self, node_id: NodeId) -> list[Link]:
         """Return the connections of a node that wait until an older one has proved itself."""
-        links = self._by_node.get(node_id)
-        if links is None or len(links) == 1:  # nearly always
+        links = self._by_node.get(node_id, ())
+        if len(links) <= 1:  # nearly always
             return []
-        return [link for link in links.values() if link.phase is Phase.PROVING]
+        return [link for link in links if link.phase is Phase.PROVING]
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -184,7 +199,7 @@ class Links:
             Outlet(),
         )
         self._by_connection[link.connection] = link
-        self._by_node.setdefault(link.node_id, {})[link.connection] = link
+        self._by_node[link.node_id] = (*self.of(link.node_id), link)
         self.give_time(link, now)
         return link
 
@@ -232,10 +247,9 @@ class Links:
         """Forget a connection."""
         del self._by_connection[link.connection]
         link.outlet.is_over = True
-        links = self._by_node[link.node_id]
-        del links[link.connection]
-        if not links:
-            del self._by_node[link.node_id]
+        links = self._by_node.pop(link.node_id)
+        if len(links) > 1:
+            self._by_node[link.node_id] = tuple(one for one in links if one is not link)
         self._context.timers.cancel(("link", link.connection))
         if self._open.get(link.node_id) is link:
             del self._open[link.node_id]
@@ -256,7 +270,10 @@ class Links:
         if outlet.control_bytes + size > CONTROL_BYTES_MAX:
             self._context.count("control_frames_dropped")
             return
-        outlet.control.append(frame)
+        if outlet.control is NO_FRAMES:
+            outlet.control = [frame]
+        else:
+            outlet.control.append(frame)
         outlet.control_bytes += size
         if not outlet.is_announced and not outlet.is_writing:
             self.announce(link)
@@ -266,9 +283,13 @@ class Links:
         outlet = link.outlet
         size = frame.size_bytes
         if is_urgent and outlet.control_bytes + size <= RELAYED_CONTROL_BYTES_MAX:
+            if outlet.control is NO_FRAMES:
+                outlet.control = []
             outlet.control.append(frame)
             outlet.control_bytes += size
         elif not is_urgent and outlet.relayed_bytes + size <= RELAYED_BYTES_MAX:
+            if outlet.relayed is NO_FRAMES:
+                outlet.relayed = []
             outlet.relayed.append(frame)
             outlet.relayed_bytes += size
         else:
@@ -297,7 +318,7 @@ class Links:
         frames = outlet.control
         if outlet.control_bytes <= bytes_max:
             taken = outlet.control_bytes
-            outlet.control, outlet.control_bytes = [], 0
+            outlet.control, outlet.control_bytes = NO_FRAMES, 0
             return frames, taken
         count = taken = 0
         while taken < bytes_max:

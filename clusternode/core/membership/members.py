@@ -187,14 +187,13 @@ class Members:
     def meet(self, node_id: NodeId, incarnation: Incarnation, address: str, now: Instant) -> Row:
         """Return the row of a node whose HELLO was accepted; a removed or left one is back."""
         row = self.rows.get(node_id)
-        provisional = Record(node_id, incarnation, 0, address)
         if row is None:
-            row = Row(provisional, Health.NOT_ACTIVE, now, now)
+            row = Row(Record(node_id, incarnation, 0, address), Health.NOT_ACTIVE, now, now)
             self._insert(row)
             return row
-        if incarnation != row.record.incarnation:
-            known = row.record
-            self._swap(row, attrs.evolve(provisional, channels=known.channels, tags=known.tags))
+        known = row.record
+        if incarnation != known.incarnation:
+            self._swap(row, Record(node_id, incarnation, 0, address, known.tags, known.channels))
         self._returned(row)
         self._heard_of(row, now)
         return row
@@ -296,32 +295,39 @@ class Members:
         told: dict[NodeId, tuple[int, int]] = {}  # node → incarnation and version known there
         wanted: list[NodeId] = []
         strangers: list[tuple[Seconds, NodeId]] = []
+        rows, own_id, forget_after = self.rows, self.own.node_id, self._forget_after
         for entry in entries:
-            key = told[entry.node_id] = (entry.incarnation, entry.version)
-            row = self.rows.get(entry.node_id)
-            if entry.node_id == self.own.node_id or entry.silent_for >= self._forget_after:
+            node_id, silent_for = entry.node_id, entry.silent_for
+            key = told[node_id] = (entry.incarnation, entry.version)
+            row = rows.get(node_id)
+            if silent_for >= forget_after or node_id == own_id:
                 continue
             if row is None:
-                strangers.append((entry.silent_for, entry.node_id))
-            elif key > row.record.key:
-                if not row.is_linked or source == entry.node_id:
-                    wanted.append(entry.node_id)
-            else:
-                self._heard_of(row, now - entry.silent_for)
+                strangers.append((silent_for, node_id))
+            elif key > (row.record.incarnation, row.record.version):
+                if not row.is_linked or source == node_id:
+                    wanted.append(node_id)
+            elif now - silent_for > row.silent_since:
+                self._heard_of(row, now - silent_for)
         room = self.room_for_strangers
         if len(strangers) > room:
             strangers = sorted(strangers, key=lambda one: one[0])[:room]
         wanted += [node_id for _, node_id in strangers]
         lacking = [] if told.get(self.own.node_id, (0, 0)) >= self.own.key else [self.own]
-        for node_id, row in self.rows.items():
-            if row.is_told and row.record.version > 0:
-                if row.record.key > told.get(node_id, (-1, 0)):
+        nothing = (-1, 0)
+        for node_id, row in rows.items():
+            record = row.record
+            if row.is_told and record.version > 0:
+                if (record.incarnation, record.version) > told.get(node_id, nothing):
                     lacking.append(self.told(row, now))
         return lacking, wanted
 
     def told(self, row: Row, now: Instant) -> Record:
         """Return the record of a row as it is told to others: with its silence."""
-        return attrs.evolve(row.record, silent_for=silence_of(row, now))
+        record, silent_for = row.record, silence_of(row, now)
+        if silent_for == record.silent_for:
+            return record
+        return attrs.evolve(record, silent_for=silent_for)
 
     # --- health ---------------------------------------------------------------------------------
 

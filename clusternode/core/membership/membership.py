@@ -82,9 +82,8 @@ class Membership:
 
     def _must_prove(self, link: Link, rival: Link) -> bool:
         """Tell whether the open connection is of another process, which may still live."""
-        if link.hello.incarnation == rival.hello.incarnation:
-            return False
-        if self.members.rows[link.node_id].health is Health.LEFT:
+        is_same = link.hello.incarnation == rival.hello.incarnation
+        if is_same or self.members.rows[link.node_id].health is Health.LEFT:
             return False
         return link.hello.nonce != rival.hello.nonce
 
@@ -97,9 +96,8 @@ class Membership:
             link.phase = Phase.WAITING
             self._take_held_resume(link, now)
             return
-        rivals = [
-            rival for rival in self.links.of(node_id) if rival.phase in (Phase.OPEN, Phase.RESUMING)
-        ]
+        decided = (Phase.OPEN, Phase.RESUMING)
+        rivals = [rival for rival in self.links.of(node_id) if rival.phase in decided]
         if not all(self.links.stays(link, rival) for rival in rivals):
             self._drop(link, CloseReason.DUPLICATE_CONNECTION, now)
             return
@@ -232,8 +230,7 @@ class Membership:
                     self._accept(other, now)
                 else:
                     self._take_held_resume(other, now)
-        others = self.links.of(node_id)
-        row = self.members.rows.get(node_id)
+        others, row = self.links.of(node_id), self.members.rows.get(node_id)
         if row is None or any(other.phase is not Phase.WAITING for other in others):
             return
         if row.health is Health.LEFT:
@@ -301,9 +298,10 @@ class Membership:
 
     def _found_other(self, link: Link, now: Instant) -> None:
         """Where we dialled one node and found another, the one expected there is not there."""
-        node_id = None if link.dialed is None else self.discovery.expected_at(link.dialed)
-        if node_id != link.node_id:
-            self._not_there(node_id, link.dialed, now)
+        if link.dialed is not None:
+            node_id = self.discovery.expected_at(link.dialed)
+            if node_id != link.node_id:
+                self._not_there(node_id, link.dialed, now)
 
     def _not_there(self, node_id: NodeId | None, address: Address | None, now: Instant) -> None:
         """Fail the open ping of a node that is not where it says."""
@@ -335,17 +333,15 @@ class Membership:
         marks: list[tuple[NodeId, int]] = []
         for node_id in self.keepalive.in_turn(slot):
             row = rows.get(node_id)
-            if row is None or row.health in (Health.LEFT, Health.REMOVED):
-                continue
-            if row.has_answered or row.is_linked or not self.discovery.is_queued(node_id):
-                marks.append((node_id, position_mark(node_id)))
-            else:  # nobody has tried to reach it yet, and that is our own limit
-                self.keepalive.ask_later(node_id, now)
+            if row is not None and row.health not in (Health.LEFT, Health.REMOVED):
+                if row.is_linked or row.has_answered or not self.discovery.is_queued(node_id):
+                    marks.append((node_id, position_mark(node_id)))
+                else:  # its first dial waits for our own limit
+                    self.keepalive.ask_later(node_id, now)
         for node_id in self.keepalive.tick(marks, now):
             self._dial_member(rows[node_id], now)
-            # Most who were never reached have only just been heard of: their first dial comes first
             if rows[node_id].has_answered or not self.discovery.is_untried(node_id):
-                self.rerouting.ask(node_id, now)
+                self.rerouting.ask(node_id, now)  # else the first dial says more than any way
 
     def verify(self, node_id: NodeId, now: Instant) -> None:
         """Open a ping out of turn, unless one is open; over other ways if there is no link."""
@@ -463,8 +459,7 @@ class Membership:
         address = address_of_untrusted(row.record.address)
         if row.health in (Health.LEFT, Health.REMOVED) or row.is_linked or address is None:
             return
-        self.discovery.learn(address, node_id, row.silent_since)
-        self.discovery.reset_backoff(address)
+        self.discovery.heard_news(address, node_id, row.silent_since)
         is_joining = now - self._started_at < JOINING
         is_smaller = self._context.settings.node_id < node_id
         self.discovery.dial_soon(address, now, 0.0 if is_smaller or is_joining else DEFERENCE)

@@ -113,10 +113,12 @@ class Rerouting:
         if not link.is_routed:
             self._asking.ways.opened(link.node_id)
             path = self._paths.get(link.node_id)
-            if path is not None and path.told:
-                self._tell(link.node_id, path, ())
-            self.forget(link.node_id)
-            self._links_changed(now)
+            if path is not None:
+                if path.told:
+                    self._tell(link.node_id, path, ())
+                self.forget(link.node_id)
+            if path is not None or self._members.own.down:
+                self._links_changed(now)
 
     def link_closed(self, link: Link, now: Instant) -> None:
         """An open connection has ended: look for other ways for what went over it."""

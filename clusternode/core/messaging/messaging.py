@@ -9,7 +9,7 @@ from clusternode.core.effects import Fanout, Handle
 from clusternode.core.inputs import Answer, Ask, CancelRequest, Handled, Publish
 from clusternode.core.messaging.delivery import Deliveries
 from clusternode.core.messaging.requests import Requests
-from clusternode.core.messaging.sending import Outgoing
+from clusternode.core.messaging.sending import NOBODY, Outgoing
 from clusternode.core.messaging.streams import Stream
 from clusternode.core.types import (
     ChannelName,
@@ -208,6 +208,8 @@ class Messaging:
                     code = self.requests.replied_untrusted(stream.node_id, message)
                     stream.put_result(position, code)
                 else:
+                    if receiving.open_requests is NOBODY:
+                        receiving.open_requests = {}
                     receiving.open_requests[position] = None
         receiving.last_received = position
         receiving.unacknowledged_bytes += size

@@ -44,6 +44,16 @@ class Nothing(deque[Any]):
 NOTHING: Final = Nothing()
 
 
+class Nobody(dict[int, Any]):
+    """What nobody is waited for in, by position: as `Nothing`, for an idle peer."""
+
+    def __setitem__(self, position: int, item: object, /) -> NoReturn:
+        raise AssertionError(f"{item!r}: nothing may be put here, see `Nobody`")
+
+
+NOBODY: Final = Nobody()
+
+
 @attrs.define(eq=False)
 class Outgoing:
     """A frame that wants a result; shared by all destinations of a broadcast."""
@@ -83,10 +93,10 @@ class Sending:
     unacknowledged: deque[tuple[Frame, Outgoing | None]] = NOTHING
     resend: deque[Frame] = NOTHING
     """The part of `unacknowledged` that this connection has not carried yet."""
-    pending: dict[int, Outgoing] = attrs.Factory(dict)
+    pending: dict[int, Outgoing] = NOBODY
     """Position → message or reply without its result; positions ascend, and so do deadlines but
     for those that waited for room (by at most `wait_max`)."""
-    asking: dict[int, Outgoing] = attrs.Factory(dict)  # position → request without its result
+    asking: dict[int, Outgoing] = NOBODY  # position → request without its result
     given: int = 0
     """The last position given."""
     unsent_bytes: int = 0
@@ -141,9 +151,12 @@ class Sending:
             return
         if self.results.runs:
             taken += self._take_results(self.results, frames)
-        unsent, pending = self.unsent, self.pending
+        unsent = self.unsent
         if unsent and self.unacknowledged is NOTHING:
             self.unacknowledged = deque()
+        if unsent and self.pending is NOBODY:
+            self.pending, self.asking = {}, {}
+        pending = self.pending
         unacknowledged = self.unacknowledged
         moved = 0
         while unsent and taken < bytes_max:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from clusternode.core.messaging.sending import NOTHING, Outgoing, Sending
+from clusternode.core.messaging.sending import NOBODY, NOTHING, Outgoing, Sending
 from clusternode.core.types import Incarnation, Instant, NodeId, RequestId, Seconds
 from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import Ack, Frame
@@ -29,7 +29,7 @@ class Receiving:
     """The direction from one incarnation of a peer to us."""
 
     last_received: int = 0
-    open_requests: dict[int, None] = attrs.Factory(dict)  # position → a request being handled
+    open_requests: dict[int, None] = NOBODY  # position → a request being handled
     handling: int = 0
     """Messages and requests that the routes have not answered yet."""
     acknowledged: int = 0

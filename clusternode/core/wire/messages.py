@@ -163,7 +163,7 @@ class Records:
     records: list[Record]
 
 
-@attrs.frozen
+@attrs.define
 class ListEntry:
     """One line of a digest exchange."""
 

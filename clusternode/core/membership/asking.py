@@ -63,6 +63,10 @@ class Path:
     """Whether it is known that the direct connection does not answer it."""
     told: Way = ()
     """The way that the observers were told of last."""
+    incarnation: int = 0
+    """Whom was asked for last."""
+    renewed_at: Instant | None = None
+    """When everyone was asked again, for a larger one."""
 
     def begin(self) -> None:
         """Ask everyone anew."""
@@ -104,6 +108,7 @@ class Asking:
         if path is None:
             path = self.paths[node_id] = Path()
         number = self._keepalive.number_of(node_id)
+        path.incarnation = self._members.rows[node_id].record.incarnation
         if path.number != number:
             path.number = number
             path.turns, path.is_direct_out = 0, False

@@ -454,7 +454,7 @@ class Membership:
     def learned(self, node_id: NodeId, now: Instant, *, is_new: bool) -> None:
         """Dial a member that was learned from others, at once or after the smaller id had time."""
         self.memory.changed(now)
-        self.rerouting.ranked(node_id)
+        self.rerouting.learned(node_id, now)
         row = self.members.rows[node_id]
         address = address_of_untrusted(row.record.address)
         if row.health in (Health.LEFT, Health.REMOVED) or row.is_linked or address is None:

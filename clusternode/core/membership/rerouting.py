@@ -12,7 +12,7 @@ from typing import Protocol
 
 from clusternode.core.context import Context
 from clusternode.core.events import LinkChanged
-from clusternode.core.membership.asking import Asking, Path
+from clusternode.core.membership.asking import TURNS, Asking, Path
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.keepalive import Keepalive
 from clusternode.core.membership.links import Link, Links
@@ -66,7 +66,7 @@ class Rerouting:
         self._keepalive = keepalive
         self._publish = publish
         self._owner = owner
-        self._relaying = Relaying(context, links)
+        self._relaying = Relaying(context, members, links)
         self._asking = Asking(context, members, links, keepalive, self._send, owner.verify)
         self._paths = self._asking.paths
         self._found = self._asking.found
@@ -133,9 +133,19 @@ class Rerouting:
         if path is not None and path.number == number and path.answered:
             self._answered(node_id, number, now)  # it was only this connection that was waited for
 
-    def ranked(self, node_id: NodeId) -> None:
-        """A record has changed, and perhaps the priority in it."""
+    def learned(self, node_id: NodeId, now: Instant) -> None:
+        """A record has changed: perhaps the priority in it, or it is of a new life."""
         self._asking.ways.changed(node_id)
+        self._relaying.known(node_id)
+        row, path = self._members.rows[node_id], self._paths.get(node_id)
+        if path is None or row.is_linked or path.incarnation >= row.record.incarnation:
+            return
+        path.incarnation = row.record.incarnation
+        pause: Seconds = self._context.settings.health.ping_timeout / GRACE_DIVISOR
+        if path.renewed_at is None or now - path.renewed_at >= pause:
+            path.renewed_at = now
+            path.begin()
+            self.doubt(node_id, now)
 
     def _tell(self, node_id: NodeId, path: Path, way: Way) -> None:
         """Tell the observers how a member is reached, if that is news."""
@@ -347,14 +357,25 @@ class Rerouting:
         path.answered.pop(way, None)
         if path.way == way:
             self._way_lost(node_id, now)
-        elif is_asked and path.number == self._keepalive.number_of(node_id):
-            if (
-                not self._asking.more(node_id, path, now)
-                and path.is_direct_out
-                and not path.answered
-            ):
-                self._owner.ping_failed(node_id, now)
+            is_asked = True
+        if is_asked and path.number == self._keepalive.number_of(node_id):
+            if not self._asking.more(node_id, path, now) and not path.answered:
+                self._refused_by_all(node_id, path, now)
         return None
+
+    def _refused_by_all(self, node_id: NodeId, path: Path, now: Instant) -> None:
+        """Every relay says that it has no link to a member, and none is silent.
+
+        The ping has failed where the direct way is out too. Else a tunnel is given up, and all are
+        asked once more a little later: perhaps their links were only reset.
+        """
+        link = self._links.open_to(node_id)
+        if path.is_direct_out:
+            self._owner.ping_failed(node_id, now)
+        elif link is not None and link.is_routed:
+            self._owner.abandon_link(link, now)
+            turn: Seconds = self._context.settings.health.ping_timeout / TURNS
+            self._keepalive.prolong(node_id, now + turn)
 
     def _way_lost(self, node_id: NodeId, now: Instant) -> None:
         """A way is broken: ask over others, without waiting for the next ping."""

@@ -7,6 +7,7 @@ import pytest
 from clusternode.core.effects import Write
 from clusternode.core.events import LinkChanged, PeerDown, PeerMisbehaved
 from clusternode.core.inputs import DialFailed, DialFailure, Disconnected, RemoveMember
+from clusternode.core.membership.relaying import WANTED_MAX
 from clusternode.core.settings import HealthSettings
 from clusternode.core.types import Incarnation, NodeId
 from clusternode.core.wire.codec import decode_untrusted, encode, payload_of
@@ -455,3 +456,97 @@ def test_a_tunnel_that_takes_nothing_is_given_up_although_its_node_answers_over_
 
     assert node.lone.count("tunnels_opened") > 1
     assert node.lone.status("n9") == "active"
+
+
+def all_refuse(node, *relays):
+    """Let relays say that they have no link to n9: first the one in use, then all of them."""
+    for over in relays or ("n1", "n3"):
+        node.receive(over, no_route("n5", "n9", over, at=over))
+
+
+def test_a_tunnel_that_all_relays_refuse_is_given_up_and_its_node_asked_for_once_more():
+    node = Crossing()
+    tunnel_to_n9(node)
+    all_refuse(node, "n1", "n1", "n3")
+    asked = len(node.asked_over("n9"))
+    assert node.lone.status("n9") == "active"
+
+    relays = (node.links["n1"], node.links["n3"])
+    node.lone.pass_time(1.05, answers=relays)
+    assert len(node.asked_over("n9")) == asked + 2
+    all_refuse(node)
+    assert node.lone.status("n9") == "not_active"
+
+
+def test_who_is_found_at_the_second_asking_was_never_down():
+    node = Crossing()
+    tunnel_to_n9(node)
+    all_refuse(node, "n1", "n1", "n3")
+    node.lone.pass_time(1.05, answers=(node.links["n1"],))
+    node.pong("n9", over="n1")
+
+    assert node.lone.status("n9") == "active"
+    assert node.lone.events_of(PeerDown) == []
+
+
+def test_a_new_life_of_a_member_without_a_link_is_asked_for_at_once_and_by_its_incarnation():
+    node = Crossing()
+    tunnel_to_n9(node)
+    all_refuse(node, "n1", "n1", "n3")
+    node.forget()
+    node.receive("n1", Records([record_of("n9", incarnation=2)]))
+
+    assert [one.destination_incarnation for one in node.pings("n9", over="n3")] == [2]
+
+
+def test_more_lives_of_a_member_than_there_can_be_are_not_all_asked_for():
+    node = Crossing()
+    tunnel_to_n9(node)
+    all_refuse(node, "n1", "n1", "n3")
+    node.forget()
+    for incarnation in range(2, 10):
+        node.receive("n1", Records([record_of("n9", incarnation=incarnation)]))
+
+    assert len(node.pings("n9", over="n3")) == 1
+
+
+def told_by(node, name):
+    return [one.incarnation for message in node.sent(name, Records) for one in message.records]
+
+
+def test_a_relay_says_that_who_is_asked_for_has_restarted():
+    node = Crossing()
+    node.lose("n9")
+    node.links["n9"] = node.lone.open("n9", incarnation=2)
+    node.forget()
+    node.receive("n1", routed("n1", "n9", "n5"))
+
+    assert node.sent("n1", NoRoute) == [no_route("n1", "n9", "n5", at="n5")]
+    assert told_by(node, "n1") == [2]
+    assert node.sent("n9", Routed) == []
+
+
+def test_a_relay_tells_who_has_asked_in_vain_when_the_restarted_is_there():
+    node = Crossing()
+    node.lose("n9")
+    node.receive("n1", routed("n1", "n9", "n5"), routed("n1", "n9", "n5", incarnations=(1, 2)))
+    node.receive("n3", routed("n3", "n9", "n5"))
+    node.receive("n3", routed("n3", "nobody", "n5"))
+    node.forget()
+    node.lone.open("n9", incarnation=2)
+
+    assert (told_by(node, "n1"), told_by(node, "n3")) == ([], [2])
+
+
+def test_a_relay_remembers_so_many_who_are_wanted():
+    node = Crossing()
+    names = [f"n{number}" for number in range(100, 101 + WANTED_MAX)]
+    node.receive("n1", Records([record_of(name) for name in names]))
+    for name in names:
+        node.receive("n3", routed("n3", name, "n5"))
+    node.forget()
+    for name in (names[0], names[-1]):
+        node.lone.open(name, incarnation=2)
+
+    told = {one.node_id for message in node.sent("n3", Records) for one in message.records}
+    assert told == {names[-1]}

@@ -447,6 +447,12 @@ def relays_are_silent(right: Function) -> Function:
     return lambda self, link, origin, destination, relays: None
 
 
+@mutant(Rerouting, "_refused_by_all", ["restarted-behind-a-cut"], [EVERYONE])
+def a_tunnel_that_all_refuse_is_kept(right: Function) -> Function:
+    """A killed node is waited for although no relay has a link to it any more."""
+    return lambda self, node_id, path, now: None
+
+
 @mutant(Tunnel, "receive_untrusted", CHANGING, [TWICE, REACHED, FLAPPING, ORDER, NODE])
 def a_segment_is_taken_twice(right: Function) -> Function:
     """A routed duplicate is not recognised: its bytes count as the next ones."""

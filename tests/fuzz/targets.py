@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from clusternode.config.text import settings_toml
 from clusternode.control.requests import check_parameters_untrusted, find_call
 from clusternode.control.server import parse_line_untrusted
 from clusternode.core import effects
+from clusternode.core.effects import Effect
 from clusternode.core.inputs import (
     Connected,
     Disconnected,
@@ -32,10 +35,10 @@ from clusternode.core.inputs import (
 )
 from clusternode.core.node import Node
 from clusternode.core.settings import NodeSettings
-from clusternode.core.types import Address, ConnectionId, Incarnation, NodeId
+from clusternode.core.types import Address, ConnectionId, NodeId
 from clusternode.core.wire import limits
 from clusternode.core.wire.codec import decode_untrusted, encode
-from clusternode.core.wire.messages import Hello, Resume, Unknown
+from clusternode.core.wire.messages import Resume, Unknown
 from clusternode.core.wire.session import Session
 from clusternode.errors import ConfigError, ControlError, RemoteProtocolError
 from clusternode.gateways.opensips import codec as opensips_codec
@@ -43,27 +46,13 @@ from clusternode.gateways.opensips import messages as opensips_messages
 from clusternode.gateways.opensips import replication, typed
 from clusternode.gateways.opensips.messages import ModulePacket
 from clusternode.runtime.tls import Credentials
+from tests.fuzz.stories import INCARNATION, Story, hello, stories
 
 SECRET = b"the secret of the fuzzer"
 PENDING_MAX = 2 * limits.MIB + 2**20
 """A session keeps one incomplete frame and one read."""
 EFFECTS_MAX = 10_000
 """What one input may make a node ask for; more would be amplification."""
-
-
-def hello(node_id: str, challenge: bytes = b"") -> Hello:
-    return Hello(
-        "voip",
-        NodeId(node_id),
-        Incarnation(1 << 60),
-        node_id.encode().ljust(16, b"-"),
-        1,
-        1,
-        "tcp://10.0.0.1:5062",
-        100_000,
-        1_000_000,
-        challenge=challenge,
-    )
 
 
 def must_be_short(error: Exception, length_max: int) -> None:
@@ -119,24 +108,19 @@ def pieces(data: bytes) -> Iterator[bytes]:
 def node(data: bytes) -> None:
     """A node takes whatever a peer says that has got in: records, lists, results, replies, acks.
 
-    Each piece is one read; a piece of one byte lets time pass or ends the connection.
+    It may say that it speaks for others, whose way it is. Each piece is one read; a piece of one
+    byte lets time pass.
     """
-    settings = NodeSettings(
-        node_id=NodeId("n1"),
-        cluster="voip",
-        incarnation=Incarnation(1 << 60),
-        address=Address.parse("tcp://10.0.0.9:5062"),
-        nonce=b"n" * 16,
-    )
-    rng = random.Random(0)
-    one, now = Node(settings, 1.0, rng), 1.0
+    node_counters(data)
+
+
+def node_counters(data: bytes) -> Mapping[str, int]:
+    """Do what `node` does, and return what the node has counted."""
+    one, now = n1(), 1.0
     one.step(now, Start())
-    connection = ConnectionId(1)
-    talk = Session.listen(lambda _: one.hello())
-    talk.receive_data_untrusted(encode(hello("n2")))
-    assert talk.peer is not None
-    taken = one.step(now, Connected(connection, talk.peer, None, "10.0.0.2:1"))
-    taken += one.step(now, FramesReceived(connection, [Resume(0, 1)]))
+    connection, talk, taken = _connect(one, 1, "n2")
+    silent, _, more = _connect(one, 2, "n4")
+    taken += more
     for piece in pieces(data):
         if len(piece) == 1:
             now += piece[0] / 10
@@ -147,11 +131,38 @@ def node(data: bytes) -> None:
                 taken = one.step(now, FramesReceived(connection, messages))
         taken += one.step(now, WriteReady(connection, 65536))
         assert len(taken) < EFFECTS_MAX
-        if any(isinstance(effect, effects.Disconnect) for effect in taken):
+        closed = [each.connection for each in taken if isinstance(each, effects.Disconnect)]
+        if silent in closed:
+            one.step(now, Disconnected(silent))
+        if connection in closed:
             break
     one.step(now, Disconnected(connection))
     snapshot = one.snapshot(now)
-    assert snapshot.members[0].status == "active", "a peer took us down"
+    own = next(member for member in snapshot.members if member.node_id == "n1")
+    assert own.status == "active", "a peer took us down"
+    return snapshot.counters
+
+
+def _connect(one: Node, number: int, peer: str) -> tuple[ConnectionId, Session, list[Effect]]:
+    """Let a peer have got in; it has not said more than HELLO and how its stream begins."""
+    connection = ConnectionId(number)
+    talk = Session.listen(lambda _: one.hello())
+    talk.receive_data_untrusted(encode(hello(peer)))
+    assert talk.peer is not None
+    taken = one.step(1.0, Connected(connection, talk.peer, None, f"10.0.0.{number}:1"))
+    return connection, talk, taken + one.step(1.0, FramesReceived(connection, [Resume(0, 1)]))
+
+
+def n1() -> Node:
+    """Return the node that is fuzzed; it stands between n0, which begins tunnels to it, and n3."""
+    settings = NodeSettings(
+        node_id=NodeId("n1"),
+        cluster="voip",
+        incarnation=INCARNATION,
+        address=Address.parse("tcp://10.0.0.9:5062"),
+        nonce=b"n" * 16,
+    )
+    return Node(settings, 1.0, random.Random(0))
 
 
 def opensips(data: bytes) -> None:
@@ -284,10 +295,13 @@ def corpus(name: str) -> list[bytes]:
     return [bytes.fromhex(line) for line in lines if not line.startswith("#")]
 
 
-def seeds(name: str) -> Iterator[bytes]:
+@functools.cache
+def seeds(name: str) -> tuple[bytes, ...]:
     """What a run begins with: the golden vectors, and one of everything."""
-    import tomllib
+    return tuple(_seeds(name))
 
+
+def _seeds(name: str) -> Iterator[bytes]:
     from clusternode.config.text import sample
     from clusternode.control.requests import CALLS
 
@@ -300,13 +314,14 @@ def seeds(name: str) -> Iterator[bytes]:
     ]
     match name:
         case "codec":
-            yield from (frame[9:10] + frame[12:] for frame in frames)
+            yield from (frame[9:10] + frame[12:] for frame in (*frames, *_frames_of_stories()))
         case "session":
             for mode in (b"\0", b"\1", b"\2", b"\5"):
-                for frame in frames:
+                for frame in (*frames, *_frames_of_stories()):
                     yield mode + b"".join(_led(frame))
         case "node":
             yield from (b"".join(_led(frame)) for frame in frames if frame[8:10] != b"\0\1")
+            yield from map(_told, stories(len(encode(n1().hello()))))
         case "opensips":
             vectors_of = root / "tests" / "gateways" / "opensips" / "vectors"
             yield from (path.read_bytes() for path in sorted(vectors_of.glob("*.bin")))
@@ -332,6 +347,22 @@ def seeds(name: str) -> Iterator[bytes]:
             yield sample().encode()
             yield b'[cluster.a]\ntags={x="y"}\n[[route]]\non="request:a"\nexec=["./b"]\n'
             yield b"[channel.c]\n"
+
+
+def _frames_of_stories() -> list[bytes]:
+    """Return each frame of the stories once, in order."""
+    told = stories(len(encode(n1().hello())))
+    parts = (encode(part) for story in told for part in story if not isinstance(part, float))
+    return list(dict.fromkeys(parts))
+
+
+def _told(story: Story) -> bytes:
+    """Return a story as the input of `node`: frames, and moments in which time passes."""
+    pieces = (
+        b"".join(_led(encode(part))) if not isinstance(part, float) else bytes([0, int(part * 10)])
+        for part in story
+    )
+    return b"".join(pieces)
 
 
 def _led(frame: bytes) -> Iterator[bytes]:

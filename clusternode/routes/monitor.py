@@ -23,17 +23,28 @@ clock = time.perf_counter
 SAMPLES_PER_LIMIT = 4
 """How often the watchdog looks within its limit: a stuck route is named at most 1/4 late."""
 SAMPLE_INTERVAL_MIN: Seconds = 0.05
+IDLE_LOOKS = 4
+"""After so many looks at which nothing ran, the watchdog sleeps until something does."""
 
 
 class Monitor:
     """What the loop is running, written by the runner and read by the watchdog's thread."""
 
-    __slots__ = ("context", "handler")
+    __slots__ = ("context", "handler", "watched")
 
     def __init__(self) -> None:
         self.context: object | None = None
         """The argument of the running handler; a new object per call, None between calls."""
         self.handler: Handler | None = None
+        self.watched = threading.Event()
+        """Cleared while the watchdog sleeps."""
+        self.watched.set()
+
+    def begin(self, work: object) -> None:
+        """Say that handlers run now, for `work`: a watchdog that sleeps wakes up."""
+        self.context = work  # before the look, so that one who is falling asleep sees it
+        if not self.watched.is_set():
+            self.watched.set()
 
 
 class Watchdog:
@@ -56,13 +67,17 @@ class Watchdog:
 
     def stop(self) -> None:
         self._stop.set()
+        self._monitor.watched.set()
 
     def _watch(self, token: trio.lowlevel.TrioToken) -> None:
         interval = max(self._limit / SAMPLES_PER_LIMIT, SAMPLE_INTERVAL_MIN)
         seen: object | None = None
-        since, is_named = clock(), False
+        since, is_named, idle = clock(), False, 0
         while not self._stop.wait(interval):
             context, handler = self._monitor.context, self._monitor.handler
+            idle = idle + 1 if context is None else 0
+            if idle >= IDLE_LOOKS:
+                self._sleep()
             if context is None or context is not seen or handler is None:
                 seen, since, is_named = context, clock(), False
                 continue
@@ -75,6 +90,12 @@ class Watchdog:
                 token.run_sync_soon(self._is_over, handler, since)
             except trio.RunFinishedError:
                 return
+
+    def _sleep(self) -> None:
+        """Wait until something runs, or `stop`."""
+        self._monitor.watched.clear()
+        if self._monitor.context is None and not self._stop.is_set():
+            self._monitor.watched.wait()
 
     def _is_over(self, handler: Handler, since: float) -> None:
         self._lagged(handler, clock() - since)

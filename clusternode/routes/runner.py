@@ -162,6 +162,7 @@ class Runner:
         """Call plain handlers for a batch, up to a point of `clock`. True: it is exhausted."""
         monitor, make, handlers, arrivals = self.monitor, group.make, group.handlers, batch.arrivals
         now = clock()
+        monitor.begin(batch)
         for ticket, item in batch.items:
             monitor.context = context = make(arrivals, item)
             code = ResultCode.OK if handlers else ResultCode.NOT_FOUND

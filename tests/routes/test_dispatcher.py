@@ -14,8 +14,9 @@ from clusternode.core.types import ChannelName, NodeId, ResultCode, Tag
 from clusternode.core.wire import messages as wire
 from clusternode.core.wire.limits import CHANNELS_MAX
 from clusternode.errors import RouteError
-from clusternode.routes.monitor import Deadlines
+from clusternode.routes.monitor import Deadlines, Monitor, Watchdog
 from clusternode.routes.runner import SLICE
+from clusternode.routes.table import Kind, RouteTable, make_handler
 
 
 def scope_of(table):
@@ -471,6 +472,30 @@ async def test_a_route_that_holds_the_loop_is_named(bus, run, script, caplog):
 
     assert view.parameters["route"] == "message:fraud spin"
     assert "route message:fraud spin has held the event loop" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_watchdog_sleeps_while_nothing_runs_and_wakes_when_something_does(caplog):
+    table = RouteTable()
+    table.add(make_handler(Kind.MESSAGE, "fraud", lambda message: None))
+    (handler,) = table.of_kind(Kind.MESSAGE)
+    monitor = Monitor()
+
+    async def main():
+        named = trio.Event()
+        watchdog = Watchdog(monitor, 0.1, lambda handler, seconds: named.set())
+        watchdog.start(trio.lowlevel.current_trio_token())
+        with trio.fail_after(30):
+            while monitor.watched.is_set():  # noqa: ASYNC110  # a thread tells nobody
+                await trio.sleep(0.01)
+            monitor.begin("batch")
+            monitor.handler = handler
+            assert monitor.watched.is_set()
+            await named.wait()
+        watchdog.stop()
+
+    trio.run(main)
+    assert "has held the event loop" in caplog.text
 
 
 async def test_no_origin_starves_behind_a_busy_one(bus, run, script):

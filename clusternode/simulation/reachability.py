@@ -120,3 +120,15 @@ def links_are_direct(view: View) -> Iterator[Finding]:
         for member in snapshot.members:
             if member.node_id in view.snapshots and member.link not in ("direct", "self"):
                 yield view.now, f"{observer} shows {member.link} to {member.node_id}"
+
+
+@eventually("twins-are-told")
+def twins_are_told(view: View) -> Iterator[Finding]:
+    """Of two running processes with one node id both have said so, directly or by others."""
+    for host, lives in view.history.lives.items():
+        claimed = lives[-1].claims
+        if claimed is None or not {host, claimed} <= view.snapshots.keys():
+            continue
+        for one in (host, claimed):
+            if not view.snapshots[one].counters.get("duplicate_ids"):
+                yield view.now, f"{one} was not told of the other process with its id"

@@ -12,6 +12,7 @@ from clusternode.core.context import Context
 from clusternode.core.membership.identity import Identity
 from clusternode.core.membership.links import Link, Links
 from clusternode.core.membership.members import Members, Merged
+from clusternode.core.membership.twins import Twins
 from clusternode.core.types import Instant, NodeId, Seconds
 from clusternode.core.wire.codec import frame_of, split_records
 from clusternode.core.wire.messages import List, Record, Records, Want
@@ -44,6 +45,7 @@ class Exchange:
         self._listener = listener
         self._began_at: Instant | None = None
         self._next: tuple[NodeId, int] | None = None  # the peer whose turn comes, and its digest
+        self._twins = Twins(context, links)
         self._introduction = frame_of(Records([members.own]))
 
     def publish(self, record: Record) -> None:
@@ -133,6 +135,8 @@ class Exchange:
                 about_us.append(record.key)
             elif merged is Merged.TWIN:
                 self._listener.identity.met_twin(record, link.node_id, now)
+            elif merged is Merged.RIVAL:
+                self._twins.heard(record, link.node_id, now)
             elif merged is Merged.LEFT:
                 self._listener.left(record.node_id, now)
             elif merged is not Merged.IGNORED:

@@ -77,6 +77,8 @@ class Merged(enum.Enum):
     """It was about ourselves and newer than what we say: we must speak again."""
     TWIN = "twin"
     """It is of another process with our node id, which the sender has refused."""
+    RIVAL = "rival"
+    """It is of another process than the one that we are connected with, and lives, it says."""
 
 
 class Members:
@@ -157,11 +159,18 @@ class Members:
             self._insert(Row(record, health, now, silent_since))
             return Merged.LEFT if record.left else Merged.NEW
         if row.is_linked and source != record.node_id:
-            return Merged.IGNORED
+            return Merged.RIVAL if self._is_rival(row, record) else Merged.IGNORED
         self._heard_of(row, silent_since)
         if record.key <= row.record.key:
             return Merged.IGNORED
         return self._replace(row, record, now)
+
+    @staticmethod
+    def _is_rival(row: Row, record: Record) -> bool:
+        """Tell whether the sender is connected with a process elsewhere that has the same id."""
+        known = row.record
+        is_other = record.incarnation != known.incarnation and record.address != known.address
+        return is_other and record.silent_for == 0 and not record.left
 
     def _replace(self, row: Row, record: Record, now: Instant) -> Merged:
         is_new_life = record.incarnation > row.record.incarnation
@@ -304,9 +313,11 @@ class Members:
                 continue
             if row is None:
                 strangers.append((silent_for, node_id))
+            elif row.is_linked and source != node_id:
+                if entry.incarnation != row.record.incarnation and silent_for == 0:
+                    wanted.append(node_id)  # is it another process?
             elif key > (row.record.incarnation, row.record.version):
-                if not row.is_linked or source == node_id:
-                    wanted.append(node_id)
+                wanted.append(node_id)
             elif now - silent_for > row.silent_since:
                 self._heard_of(row, now - silent_for)
         room = self.room_for_strangers

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from clusternode.core.effects import Persist, Settle, Withdraw
 from clusternode.core.events import DuplicateId
 from clusternode.core.inputs import ChannelsChanged, DialFailed, DialFailure, Leave, Publish
 from clusternode.core.membership.identity import HEADROOM
+from clusternode.core.membership.twins import TWINS_MAX
 from clusternode.core.settings import DiscoverySettings
 from clusternode.core.types import ChannelName, DeliveryId, Incarnation, NodeId, ResultCode
 from clusternode.core.wire.limits import COUNT_MAX
@@ -19,6 +22,7 @@ from clusternode.core.wire.messages import (
     Message,
     Records,
     Resume,
+    Want,
 )
 from tests.core.harness import Lone, address_of, record_of
 
@@ -260,3 +264,77 @@ def test_what_a_peer_says_of_a_process_with_our_id_is_told_once_a_second():
     lone.receive(connection, Records([twin]))
     assert len(lone.events_of(DuplicateId)) == 2
     assert not lone.effects_of(Withdraw)
+
+
+ELSEWHERE = "tcp://10.0.0.77:5062"
+
+
+def hear_of_another_n9(lone, source, times, *, every=5.0, **record: Any):
+    fields: dict[str, Any] = {"incarnation": 2, "address": ELSEWHERE} | record
+    for _ in range(times):
+        lone.receive(source, Records([record_of("n9", **fields)]))
+        lone.now += every
+
+
+def test_who_others_are_connected_with_elsewhere_for_long_is_told_of_and_told():
+    lone = Lone()
+    linked, source = lone.open("n9"), lone.open("n1")
+    lone.sent[linked].clear()
+    hear_of_another_n9(lone, source, 4)
+
+    (event,) = lone.events_of(DuplicateId)
+    assert (event.node_id, event.address) == ("n9", f"{ELSEWHERE}, says n1")
+    (told,) = lone.of_type(Records, linked)
+    (twin,) = told.records
+    assert (twin.node_id, twin.key, twin.address) == ("n9", (2, 0), ELSEWHERE)
+    assert lone.status("n9") == "active"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"incarnation": 1},
+        {"address": "tcp://10.0.0.9:5062"},
+        {"silent_for": 1.0},
+        {"left": True},
+    ],
+    ids=["the same process", "its next life", "not connected with it", "it has left"],
+)
+def test_what_others_say_of_one_process_is_no_other_one(record):
+    lone = Lone()
+    lone.open("n9")
+    hear_of_another_n9(lone, lone.open("n1"), 6, **record)
+
+    assert lone.events_of(DuplicateId) == []
+
+
+@pytest.mark.parametrize(("times", "every"), [(3, 4.0), (4, 20.0)], ids=["short", "seldom"])
+def test_a_connection_elsewhere_that_does_not_last_is_no_other_process(times, every):
+    lone = Lone()
+    lone.open("n9")
+    hear_of_another_n9(lone, lone.open("n1"), times, every=every)
+
+    assert lone.events_of(DuplicateId) == []
+
+
+def test_other_processes_are_remembered_for_so_many_members():
+    lone = Lone()
+    source = lone.open("n1")
+    names = [f"n{number}" for number in range(100, 101 + TWINS_MAX)]
+    for name in names:
+        lone.open(name)
+    for _ in range(4):
+        for name in names:
+            lone.receive(source, Records([record_of(name, 2, address=ELSEWHERE)]))
+        lone.now += 5.0
+
+    assert lone.events_of(DuplicateId) == []
+
+
+def test_the_record_of_what_may_be_another_process_is_asked_for():
+    lone = Lone()
+    lone.open("n9")
+    source = lone.open("n1")
+    lone.receive(source, List([ListEntry(NodeId("n9"), Incarnation(2), 1, 0.0)]))
+
+    assert lone.of_type(Want, source) == [Want([NodeId("n9")])]

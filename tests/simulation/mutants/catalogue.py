@@ -18,6 +18,7 @@ from clusternode.core.membership.membership import Membership
 from clusternode.core.membership.passage import Passage
 from clusternode.core.membership.relaying import Relaying
 from clusternode.core.membership.rerouting import Rerouting
+from clusternode.core.membership.twins import Twins
 from clusternode.core.membership.ways import Ways
 from clusternode.core.messaging.delivery import Deliveries
 from clusternode.core.messaging.messaging import Messaging
@@ -95,6 +96,7 @@ LEFT = "leavers-are-left"
 WAITS = "nobody-waits"
 LINKS = "links-are-true"
 DIRECT = "links-are-direct"
+TWINS = "twins-are-told"
 NODE = "no-node-fails"
 
 BROKEN = ["resent-is-not-sent-twice", "load-over-broken-connections"]
@@ -407,6 +409,12 @@ def one_destination_is_skipped(right: Function) -> Function:
         return [*found[:-1], (found[-1][0], False)] if len(found) > 1 else found
 
     return destinations
+
+
+@mutant(Twins, "heard", ["twins-that-never-meet"], [TWINS])
+def what_others_say_of_twins_is_ignored(right: Function) -> Function:
+    """Who knows one process, and hears of another with its id, says nothing."""
+    return lambda self, record, source, now: None
 
 
 # Ways through others.

@@ -68,14 +68,22 @@ class Rerouting:
         self._owner = owner
         self._relaying = Relaying(context, members, links)
         self._asking = Asking(context, members, links, keepalive, self._send, owner.verify)
-        self._paths = self._asking.paths
-        self._found = self._asking.found
         self._over: dict[NodeId, dict[NodeId, None]] = {}  # first relay → members reached over it
         self._published_at: Instant | None = None
 
     @property
     def _is_enabled(self) -> bool:
         return self._context.settings.health.enable_rerouting
+
+    @property
+    def _paths(self) -> dict[NodeId, Path]:
+        """Looked up where it lives: a node that is restored from a recording has new ones."""
+        return self._asking.paths
+
+    @property
+    def _found(self) -> dict[NodeId, Way]:
+        """As `_paths`."""
+        return self._asking.found
 
     def way_to(self, node_id: NodeId) -> Way:
         """Return the relays to a member; empty where no way is known, or none is needed."""

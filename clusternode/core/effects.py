@@ -57,6 +57,19 @@ class Write:
     more: bool
 
 
+@attrs.define
+class WriteEach:
+    """Write this frame on each of these connections, at the next turn of its writer.
+
+    The node knows of nothing else to write there, and no `WriteReady` is due for it. It goes
+    before what the next `WriteReady` brings. A frame that still waits when the next one comes for
+    the same connection gives way to it: nobody needs the older of two pings.
+    """
+
+    connections: list[ConnectionId]
+    frame: Frame
+
+
 @attrs.frozen
 class Disconnect:
     """Send `close`, if any, and end the connection. The node has forgotten it already."""
@@ -183,6 +196,7 @@ Effect: TypeAlias = (
     | Resolve
     | OutputReady
     | Write
+    | WriteEach
     | Disconnect
     | Measure
     | Handle

@@ -7,10 +7,11 @@ message travels through these parts is told in docs/architecture.md.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clusternode.core.context import Context
+from clusternode.core.echoes import Echoes
 from clusternode.core.effects import Effect, Write
 from clusternode.core.events import LoopLagged, StateNotWritten
 from clusternode.core.inputs import (
@@ -50,7 +51,6 @@ from clusternode.core.snapshots import NodeSnapshot
 from clusternode.core.timers import TimerKey
 from clusternode.core.tunnels import Tunnels
 from clusternode.core.types import ConnectionId, Incarnation, Instant, NodeId
-from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import (
     POSITIONED_TYPE_MIN,
     Ack,
@@ -106,6 +106,7 @@ class Node:
         self._membership = Membership(self._context, self._links, self._messaging, record, now)
         self._tunnels = Tunnels(self._context, self._links, self._membership, self)
         self._leaving = Leaving(self._context, self._membership, self._messaging)
+        self.pings = Echoes(self._links, self._membership, self._leaving, self._pongs_received)
         self._inputs = self._input_handlers()
         self._messages = self._message_handlers()
         self._when_open = self._handlers_when_open()
@@ -114,6 +115,10 @@ class Node:
     def step(self, now: Instant, input_: Input) -> list[Effect]:
         """Take one input and return what the surroundings should do, in order."""
         self._inputs[type(input_)](input_, now)
+        return self._finish(now)
+
+    def _finish(self, now: Instant) -> list[Effect]:
+        """End a step: return what it leads to."""
         if self._tunnels.is_dirty:
             self._tunnels.flush(now)
         self._messaging.flush()
@@ -318,22 +323,6 @@ class Node:
         """Take what came through a tunnel."""
         self._frames_received(FramesReceived(link.connection, messages), now)
 
-    def echo(self, connection: ConnectionId, ping: Ping, now: Instant) -> Frame | None:
-        """Return the pong for a ping that came alone, without a turn of the writer.
-
-        All that `step` and `output` do for it where the connection is idle and the tables of both
-        sides agree; None, and nothing is done, where they do more.
-        """
-        link = self._links.get(connection)
-        if link is None or link.phase is not Phase.OPEN:
-            return None
-        outlet = link.outlet
-        digest = self._membership.members.digest
-        if outlet.is_announced or outlet.is_writing or ping.digest != digest:
-            return None
-        self._membership.keepalive.heard(link.node_id)
-        return frame_of(Pong(ping.number, digest))
-
     # --- frames ---------------------------------------------------------------------------------
 
     def _frames_received(self, received: FramesReceived, now: Instant) -> None:
@@ -370,6 +359,11 @@ class Node:
             self._positioned(link, positioned, now)
         if link.phase is Phase.OPEN:
             self._membership.keepalive.heard(link.node_id)
+
+    def _pongs_received(self, links: Sequence[Link], pong: Pong, now: Instant) -> list[Effect]:
+        for link in links:
+            self._frames_received(FramesReceived(link.connection, [pong]), now)
+        return self._finish(now)
 
     def _positioned(self, link: Link, messages: list[WireMessage], now: Instant) -> None:
         if link.phase is not Phase.OPEN:

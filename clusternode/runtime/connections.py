@@ -28,7 +28,7 @@ from clusternode.core.inputs import (
 from clusternode.core.settings import NodeSettings
 from clusternode.core.types import Address, ConnectionId, NodeId
 from clusternode.core.wire.codec import encode, encoded_of
-from clusternode.core.wire.messages import Close, Hello, WireMessage
+from clusternode.core.wire.messages import Close, Frame, Hello, WireMessage
 from clusternode.core.wire.session import Session
 from clusternode.errors import RemoteProtocolError
 from clusternode.runtime import tls
@@ -76,6 +76,10 @@ class Connection:
     """Ends both tasks."""
     wake: trio.Event = attrs.Factory(trio.Event)
     """Set when the writer has something to do."""
+    has_output: bool = False
+    """Whether the node has something for the writer."""
+    pushed: Frame | None = None
+    """What the node has given to the writer without being asked."""
     granted: effects.Write | None = None
     """What the node answered to `WriteReady`."""
     written_bytes: int = 0
@@ -147,7 +151,15 @@ class Connections:
     def output_ready(self, effect: effects.OutputReady) -> None:
         connection = self._open.get(effect.connection)
         if connection is not None:
+            connection.has_output = True
             connection.wake.set()
+
+    def write_each(self, effect: effects.WriteEach) -> None:
+        for number in effect.connections:
+            connection = self._open.get(number)
+            if connection is not None:
+                connection.pushed = effect.frame
+                connection.wake.set()
 
     def write(self, effect: effects.Write) -> None:
         connection = self._open.get(effect.connection)
@@ -167,11 +179,12 @@ class Connections:
         if connection is None:
             return  # it ends, and the node is told
         seen = connection.wire.progress() or Progress(connection.written_bytes)
+        pushed_bytes = 0 if connection.pushed is None else connection.pushed.size_bytes
         self._driver.feed(
             Measured(
                 connection.id,
                 seen.arrived_bytes,
-                seen.waiting_bytes + connection.writing_bytes,
+                seen.waiting_bytes + connection.writing_bytes + pushed_bytes,
                 connection.read_bytes + seen.unordered_bytes,
                 seen.scattered_bytes,
                 seen.round_trip,
@@ -320,18 +333,31 @@ class Connections:
 
     async def _write_waiting(self, connection: Connection) -> None:
         """Write until the node has nothing more for this connection."""
-        feed, ready = self._driver.feed, WriteReady(connection.id, WRITE_SIZE)
-        while not connection.is_ending:
-            feed(ready)
-            write, connection.granted = connection.granted, None
-            if write is None or not write.frames:
+        has_more = True
+        while has_more and not connection.is_ending:
+            frames, has_more = self._take(connection)
+            if not frames:
                 return
-            data = b"".join([frame.encoded or encoded_of(frame) for frame in write.frames])
+            data = b"".join([frame.encoded or encoded_of(frame) for frame in frames])
             self._counters["writes"] += 1
             self._counters["bytes_written"] += len(data)
             connection.writing_bytes = len(data)
             await connection.wire.stream.send_all(data)
             connection.writing_bytes = 0
             connection.written_bytes += len(data)
-            if not write.more:
-                return
+
+    def _take(self, connection: Connection) -> tuple[list[Frame], bool]:
+        """Return the frames for one write, in order, and whether to ask again after it."""
+        frames: list[Frame] = []
+        if connection.pushed is not None:
+            frames.append(connection.pushed)
+            connection.pushed = None
+        if not connection.has_output:
+            return frames, False
+        connection.has_output = False
+        self._driver.feed(WriteReady(connection.id, WRITE_SIZE))
+        write, connection.granted = connection.granted, None
+        if write is None:
+            return frames, False
+        connection.has_output |= write.more
+        return frames + write.frames if frames else write.frames, write.more

@@ -8,11 +8,13 @@ everywhere else. Described in docs/simulation.md ("What is simulated, and what i
 
 from __future__ import annotations
 
-from clusternode.core.types import Instant
-from clusternode.core.wire.messages import Frame, Ping, WireMessage
+from collections.abc import Sequence
+
+from clusternode.core.types import ConnectionId, Instant
+from clusternode.core.wire.messages import Frame, Ping, Pong, WireMessage
 from clusternode.simulation.connections import WRITE_SIZE_BYTES, Connections, NodeEnd
 from clusternode.simulation.fidelity import Wire
-from clusternode.simulation.surroundings import WorldView
+from clusternode.simulation.surroundings import NodeView, WorldView
 from clusternode.simulation.tcp import Item, ItemKind
 
 Bundle = list[tuple[NodeEnd, Item, int]]  # who sent it, what, and in which generation
@@ -28,9 +30,7 @@ class BundledConnections(Connections):
         self._written_at: Instant = 0.0
         self._arrives_at: Instant = 0.0
 
-    def output_ready(self, end: NodeEnd) -> None:
-        """Give the writer a turn at this instant, after everything that is due before it."""
-        end.wants_to_write = True
+    def _want_turn(self, end: NodeEnd) -> None:
         if not end.is_writing:
             end.is_writing = True
             if not self._turns:
@@ -41,7 +41,13 @@ class BundledConnections(Connections):
         turns, self._turns = self._turns, []
         for end in turns:
             process = end.process
-            if end.stalled or end.flow.rate or process.is_paused or not process.is_running:
+            if (
+                end.pushed is not None
+                or end.stalled
+                or end.flow.rate
+                or process.is_paused
+                or not process.is_running
+            ):
                 self._write(end)
             elif end.is_open:
                 end.wants_to_write = end.is_writing = False
@@ -56,11 +62,7 @@ class BundledConnections(Connections):
         if end.on_the_way or end.flow.rate or not (network.is_plain or self._is_plain(end)):
             super()._put(end, payload, size)
             return
-        if self._written_at != world.now:
-            self._written_at = world.now
-            self._bundle = []
-            self._arrives_at = world.now + network.delay("", "")
-            world.at(self._arrives_at, self._arrive_together, self._bundle)
+        self._begin_bundle()
         flow = end.flow
         if flow.last_arrival > self._arrives_at:
             super()._put(end, payload, size)
@@ -70,6 +72,84 @@ class BundledConnections(Connections):
         item = (ItemKind.DATA, payload, size)
         end.on_the_way.append(item)
         self._bundle.append((end, item, end.generation))
+
+    def _begin_bundle(self) -> None:
+        """See to it that what is written now has a bundle to arrive with."""
+        world = self._world
+        if self._written_at != world.now:
+            self._written_at = world.now
+            self._bundle = []
+            self._arrives_at = world.now + world.network.delay("", "")
+            world.at(self._arrives_at, self._arrive_together, self._bundle)
+
+    def write_each(
+        self, process: NodeView, connections: Sequence[ConnectionId], frame: Frame
+    ) -> None:
+        """Write a ping on many connections: it arrives as one, where nothing is wrong with any."""
+        self._begin_bundle()
+        arrives_at, size = self._arrives_at, frame.size_bytes
+        is_plain = self._world.network.is_plain
+        ends = process.ends
+        item = (ItemKind.DATA, [frame], size)
+        sent: list[tuple[NodeEnd, int]] = []
+        for connection in connections:
+            end = ends.get(connection)
+            if end is None:
+                continue
+            flow = end.flow
+            if (
+                end.is_writing
+                or end.on_the_way
+                or end.stalled
+                or flow.rate
+                or flow.last_arrival > arrives_at
+                or not (is_plain or self._is_plain(end))
+            ):
+                self._push(end, frame)
+                continue
+            flow.written_bytes += size
+            flow.last_arrival = arrives_at
+            end.on_the_way.append(item)
+            sent.append((end, end.generation))
+        self._world.counts.messages += len(sent)
+        self._world.at(arrives_at, self._pings_arrive, process, item, sent)
+
+    def _pings_arrive(
+        self, asker: NodeView, item: Item, sent: Sequence[tuple[NodeEnd, int]]
+    ) -> None:
+        """Bring a ping to many nodes, and the pongs of those back that have nothing else to say."""
+        network = self._world.network
+        frames = item[1]
+        ping = frames[0].message
+        is_there = asker.is_running and not asker.is_paused
+        answered: list[ConnectionId] = []
+        for end, generation in sent:
+            other = end.other
+            process = other.process
+            if (
+                generation != end.generation
+                or end.stalled
+                or not other.is_open
+                or not other.is_established
+                or not process.is_running
+                or process.is_paused
+                or not (network.is_plain or self._is_plain(end))
+            ):
+                self._arrive(end, item, generation)
+                continue
+            end.on_the_way.pop()
+            if (
+                is_there
+                and end.is_open
+                and not other.on_the_way
+                and not other.stalled
+                and process.answers(other.connection, ping)
+            ):
+                answered.append(end.connection)
+            else:
+                process.receive(other.connection, frames)
+        if answered:
+            asker.answered(answered, Pong(ping.number, ping.digest))
 
     def _is_plain(self, end: NodeEnd) -> bool:
         return self._world.network.is_plain_between(end.process.host.ip, end.other.process.host.ip)
@@ -103,8 +183,7 @@ class BundledConnections(Connections):
         other, asker = end.other, end.process
         if other.on_the_way or other.stalled or asker.is_paused or not asker.is_running:
             return False
-        pong = other.process.echo(other.connection, message)
-        if pong is None:
+        if not other.process.answers(other.connection, message):
             return False
-        asker.receive(end.connection, [pong])
+        asker.answered([end.connection], Pong(message.number, message.digest))
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from clusternode.core.effects import Write
@@ -14,7 +15,7 @@ from clusternode.core.inputs import (
     Measured,
     WriteReady,
 )
-from clusternode.core.types import Address, Incarnation, NodeId, Seconds
+from clusternode.core.types import Address, ConnectionId, Incarnation, NodeId, Seconds
 from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import Close, CloseReason, Frame, Hello
 from clusternode.simulation.fidelity import Wire
@@ -105,6 +106,22 @@ class Connections(Tcp[NodeEnd]):
     def output_ready(self, end: NodeEnd) -> None:
         """Give the writer a turn at this instant, after everything that is due before it."""
         end.wants_to_write = True
+        self._want_turn(end)
+
+    def write_each(
+        self, process: NodeView, connections: Sequence[ConnectionId], frame: Frame
+    ) -> None:
+        """Perform the effect `WriteEach`."""
+        for connection in connections:
+            end = process.ends.get(connection)
+            if end is not None:
+                self._push(end, frame)
+
+    def _push(self, end: NodeEnd, frame: Frame) -> None:
+        end.pushed = frame
+        self._want_turn(end)
+
+    def _want_turn(self, end: NodeEnd) -> None:
         if not end.is_writing:
             end.is_writing = True
             self._world.soon(self._write, end)
@@ -117,16 +134,24 @@ class Connections(Tcp[NodeEnd]):
             self._world.at(end.free_at, self._write, end)
             return
         if end.process.is_paused or self._stalled_bytes(end) >= SOCKET_BUFFER_BYTES:
-            end.is_writing = False  # `wants_to_write` remains: see `write_again`
+            end.is_writing = False  # what it wants remains: see `write_again`
+            return
+        end.is_writing = False
+        if end.pushed is not None:
+            self._write_pushed(end)
             return
         end.wants_to_write = False
-        end.is_writing = False
         end.process.feed(WriteReady(end.connection, WRITE_SIZE_BYTES))
+
+    def _write_pushed(self, end: NodeEnd) -> None:
+        """Write the frame of `WriteEach`; whatever else there is has the next turn."""
+        frame, end.pushed = end.pushed, None
+        self.written(end, Write(end.connection, [frame], more=end.wants_to_write))
 
     def write_again(self, end: NodeEnd) -> None:
         """Give a writer its turn that could not have it before."""
-        if end.wants_to_write and not end.is_writing:
-            self.output_ready(end)
+        if end.wants_to_write or end.pushed is not None:
+            self._want_turn(end)
 
     def written(self, end: NodeEnd, write: Write) -> None:
         """Perform the effect `Write`."""
@@ -141,6 +166,8 @@ class Connections(Tcp[NodeEnd]):
         """Perform the effect `Measure`."""
         arrived, received = self.arrived_bytes(end), self.arrived_bytes(end.other)
         waiting = end.flow.written_bytes - arrived
+        if end.pushed is not None:
+            waiting += end.pushed.size_bytes
         end.process.feed(Measured(end.connection, arrived, waiting, received))
 
     # What arrives.

@@ -36,7 +36,8 @@ from clusternode.core.types import (
     NodeId,
     Seconds,
 )
-from clusternode.core.wire.messages import Frame, Hello, Ping
+from clusternode.core.wire.codec import frame_of
+from clusternode.core.wire.messages import Frame, Hello, Ping, Pong
 from clusternode.simulation.connections import Connections, NodeEnd
 from clusternode.simulation.history import LifeFact, StatusFact
 from clusternode.simulation.hosts import Host, LiveProcess
@@ -81,7 +82,8 @@ class Process:
         self.clock = Clock(self, world.now, host.clock_rate)
         rng = random.Random(f"{world.seed}/{host.node_id}/{fact.life}")
         recorder = world.trace.recorder
-        if recorder is not None and recorder.node_id == host.node_id:
+        self.is_recorded = recorder is not None and recorder.node_id == host.node_id
+        if recorder is not None and self.is_recorded:
             recorder.begin(settings, world.now, rng)
         self.node = Node(settings, world.now, rng)
         self.connection_ids = itertools.count(1)
@@ -99,11 +101,6 @@ class Process:
     @property
     def settings(self) -> NodeSettings:
         return self.node.settings
-
-    @property
-    def is_recorded(self) -> bool:
-        recorder = self.world.trace.recorder
-        return recorder is not None and recorder.node_id == self.host.node_id
 
     @property
     def is_listening(self) -> bool:
@@ -191,18 +188,26 @@ class Process:
         self.world.counts.inputs += 1
         return self.node.output(connection, bytes_max, self.clock.now)
 
-    def echo(self, connection: ConnectionId, ping: Ping) -> Frame | None:
-        """Ask the node for the answer to a ping that came alone; None where it is no simple one."""
-        if self.is_recorded or self.fact.leaving_since is not None:
-            return None
+    def answers(self, connection: ConnectionId, ping: Ping) -> bool:
+        """Let the node answer a ping that came alone; False where that is no simple one."""
+        return not self.is_recorded and self.node.pings.answers(connection, ping)
+
+    def answered(self, connections: Sequence[ConnectionId], pong: Pong) -> None:
+        """Step the node with the pongs of others who have answered like this."""
+        if self.is_recorded:
+            for connection in connections:
+                self.receive(connection, [frame_of(pong)])
+            return
         world = self.world
-        pong = self.node.echo(connection, ping, self.clock.now)
-        if pong is not None:
-            counts = world.counts
-            counts.inputs += 2  # it comes, and its answer is written
-            counts.messages += 1
-            world.trace.frames(world.now, self.host.node_id, connection, [ping])
-        return pong
+        world.trace.pongs(world.now, self.host.node_id, connections, pong)
+        counts = world.counts
+        counts.messages += len(connections)
+        counts.inputs += 3 * len(connections)  # each ping comes, its pong is written, and comes
+        counts.stepping = self.host.node_id
+        for effect in self.node.pings.answered(connections, pong, self.clock.now):
+            _PERFORM[type(effect)](self, effect)
+        if self.is_running:
+            self.clock.arm()
 
     def receive(self, connection: ConnectionId, frames: Sequence[Frame]) -> None:
         """Step the node with what one read brought, and do what it asks for."""
@@ -252,6 +257,9 @@ class Process:
         end = self.ends.get(effect.connection)
         if end is not None:
             self.world.connections.written(end, effect)
+
+    def _write_each(self, effect: effect_types.WriteEach) -> None:
+        self.world.connections.write_each(self, effect.connections, effect.frame)
 
     def _disconnect(self, effect: effect_types.Disconnect) -> None:
         end = self.ends.get(effect.connection)
@@ -398,6 +406,7 @@ _PERFORM: dict[type[Any], Callable[[Process, Any], None]] = {
     effect_types.Resolve: Process._resolve,
     effect_types.OutputReady: Process._output_ready,
     effect_types.Write: Process._write,
+    effect_types.WriteEach: Process._write_each,
     effect_types.Disconnect: Process._disconnect,
     effect_types.Measure: Process._measure,
     effect_types.Handle: Process._handle,

@@ -20,7 +20,7 @@ from clusternode.core.types import (
     NodeId,
     Seconds,
 )
-from clusternode.core.wire.messages import Frame, Hello, Ping
+from clusternode.core.wire.messages import Frame, Hello, Ping, Pong
 from clusternode.simulation.history import History, LifeFact
 from clusternode.simulation.network import Network
 from clusternode.simulation.trace import Trace
@@ -126,8 +126,12 @@ class NodeView(Sender, Protocol):
         """Ask for what is to be written; None where that is performed already."""
         ...
 
-    def echo(self, connection: ConnectionId, ping: Ping) -> Frame | None:
-        """Ask for the answer to a ping that came alone; None where that is no simple one."""
+    def answers(self, connection: ConnectionId, ping: Ping) -> bool:
+        """Let it answer a ping that came alone; False where that is no simple one."""
+        ...
+
+    def answered(self, connections: Sequence[ConnectionId], pong: Pong) -> None:
+        """Take the pong of others who have answered like this, each on its connection."""
         ...
 
     def receive(self, connection: ConnectionId, frames: Sequence[Frame]) -> None:

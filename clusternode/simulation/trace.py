@@ -7,7 +7,7 @@ line of their own, since each leads to an input or is noted by the world.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clusternode.core import inputs
@@ -48,6 +48,15 @@ class Trace:
             self.note(repr(now))
         what = _message(messages[0]) if len(messages) == 1 else ",".join(map(_message, messages))
         self._lines.append(f"{node_id} {connection} {what}")
+
+    def pongs(
+        self, now: Instant, node_id: NodeId, connections: Sequence[ConnectionId], pong: Pong
+    ) -> None:
+        """Take pongs that came without a fault: who has answered says who was asked, too."""
+        if now != self._now:
+            self._now = now
+            self.note(repr(now))
+        self._lines.append(f"{node_id} {pong.number} {connections}")
 
     def note(self, line: str) -> None:
         """Take anything else that two equal runs must share."""

@@ -16,6 +16,7 @@ from clusternode.core.effects import (
     OutputReady,
     Resolve,
     Write,
+    WriteEach,
 )
 from clusternode.core.inputs import (
     Connected,
@@ -117,6 +118,9 @@ class Lone:
         for effect in effects:
             if isinstance(effect, OutputReady):
                 self._write(effect.connection)
+            elif isinstance(effect, WriteEach):
+                for connection in effect.connections:
+                    self.sent[connection].append(effect.frame.message)
             elif isinstance(effect, Disconnect):
                 self.closed[effect.connection] = effect.close
             elif isinstance(effect, Dial):
@@ -194,11 +198,14 @@ class Lone:
 
     def surroundings_know_all_connections(self) -> bool:
         """Tell whether every connection that an effect names was given by us."""
-        return all(
-            effect.connection > 0
+        named = [
+            effect.connection
             for effect in self.effects
             if isinstance(effect, OutputReady | Write | Disconnect)
-        )
+        ]
+        for effect in self.effects_of(WriteEach):
+            named += effect.connections
+        return all(connection > 0 for connection in named)
 
     def resolves(self) -> list[Address]:
         return [effect.name for effect in self.effects_of(Resolve)]

@@ -227,10 +227,13 @@ def check_timers(node: Node) -> None:
         key for key in timers._entries if key[0] == "round"
     }
     awaited = {
-        node_id for _, node_id, ping in keepalive._awaited if keepalive._open.get(node_id) is ping
+        node_id
+        for _, number, node_ids in keepalive._awaited
+        for node_id in node_ids
+        if node_id in keepalive.opened and keepalive.opened[node_id].opened_as == number
     }
     assert (("pongs",) in timers) == bool(keepalive._awaited)
-    for node_id in keepalive._open:
+    for node_id in keepalive.opened:
         assert ("pong", node_id) in timers or node_id in awaited
         assert node_id in members.rows
 

@@ -25,6 +25,7 @@ from clusternode.core.effects import (
     RequestFinished,
     Settle,
     Write,
+    WriteEach,
 )
 from clusternode.core.inputs import (
     Answer,
@@ -132,6 +133,9 @@ class Net:
                     self.later(LATENCY, self._arrive, connection, messages)
                 if more:
                     self.later(0, self.feed, name, WriteReady(connection, 65536))
+            case WriteEach(connections, frame):
+                for connection in connections:
+                    self.later(LATENCY, self._arrive, connection, [frame.message])
             case Disconnect(connection, close):
                 self.later(LATENCY, self._end, connection, [] if close is None else [close])
             case Handle(origin, incarnation, items):

@@ -89,6 +89,6 @@ def test_a_node_that_cannot_answer_at_once_takes_the_long_way():
     (connection,) = process.ends
     digest = process.snapshot().digest
 
-    assert process.echo(connection, Ping(77, digest ^ 1)) is None
-    assert process.echo(ConnectionId(connection + 1), Ping(77, digest)) is None
-    assert process.echo(connection, Ping(77, digest)) is not None
+    assert not process.answers(connection, Ping(77, digest ^ 1))
+    assert not process.answers(ConnectionId(connection + 1), Ping(77, digest))
+    assert process.answers(connection, Ping(77, digest))

@@ -16,8 +16,8 @@ PING_INTERVAL = 10.0
 ROUNDS = 3
 FRAMES_PER_PING = 2
 """The ping and its pong."""
-INPUTS_PER_PING = 5
-"""Here: its time has come, it is written, the pong comes. There: it comes, the pong is written."""
+INPUTS_PER_PING = 4
+"""Here: its time has come, the pong comes. There: it comes, the pong is written."""
 
 
 def counts_per_ping(number: int) -> tuple[float, float]:
@@ -41,7 +41,7 @@ def counts_per_ping(number: int) -> tuple[float, float]:
     "number",
     [10, pytest.param(30, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)],
 )
-def test_a_ping_is_two_frames_and_five_inputs_in_a_cluster_of_any_size(number):
+def test_a_ping_is_two_frames_and_four_inputs_in_a_cluster_of_any_size(number):
     frames, inputs = counts_per_ping(number)
 
     assert frames == pytest.approx(FRAMES_PER_PING, rel=0.15)

@@ -45,6 +45,11 @@ class DialLine:
         """Take note of a dial."""
         self._dialed_at.append(now)
 
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nobody waits."""
+        return not (self._favoured or self._others)
+
     def join(self, address: Address, *, is_favoured: bool) -> None:
         """Wait for a turn; who waits already keeps its place."""
         line = self._favoured if is_favoured else self._others

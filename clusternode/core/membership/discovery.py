@@ -125,6 +125,11 @@ class Discovery:
         target = self._targets.get(address)
         return None if target is None else target.node_id
 
+    @property
+    def has_line(self) -> bool:
+        """Tell whether any dial waits for our own rate limit."""
+        return not self._line.is_empty
+
     def is_queued(self, node_id: NodeId) -> bool:
         """Tell whether the dial of a node waits for our own rate limit."""
         return any(target.is_queued for target in self._targets_of(node_id))

@@ -7,7 +7,7 @@ open ping at once; a mere connection reset changes nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
@@ -31,13 +31,17 @@ from clusternode.core.wire.messages import Frame, Ping
 
 @attrs.define(eq=False)
 class OpenPing:
-    """A ping that has not been answered yet."""
+    """A ping that has not been answered yet; one for all members that were asked together."""
 
     number: int
     sent_at: Instant
     deadline: Instant
     position_mark: int
     """What was given a position after this one proves, acknowledged, that we were heard."""
+    opened_as: int
+    """Its number when it was opened; it gets another one when it is asked again."""
+    is_shared: bool = True
+    """Whether it may be that of other members too: it must then not be changed."""
     is_repeated: bool = False
     """Whether it was asked again on a new connection, or for a newcomer; that is done once."""
     has_timer: bool = False
@@ -58,17 +62,18 @@ class Keepalive:
         self._members = members
         self._links = links
         self._rounds = Rounds(context)
-        self._open: dict[NodeId, OpenPing] = {}
-        self._awaited: deque[tuple[Instant, NodeId, OpenPing]] = deque()  # by first look
+        self.opened: dict[NodeId, OpenPing] = {}  # for others to read
+        self._awaited: deque[tuple[Instant, int, Sequence[NodeId]]] = deque()
+        """When to look first, the number they were opened as, and who was asked; by time."""
         self._next_number = 1
         self.round_trips: dict[NodeId, Seconds] = {}
 
     def is_open(self, node_id: NodeId) -> bool:
-        return node_id in self._open
+        return node_id in self.opened
 
     def number_of(self, node_id: NodeId) -> int:
         """Return the number of the open ping; 0 when none is open."""
-        ping = self._open.get(node_id)
+        ping = self.opened.get(node_id)
         return 0 if ping is None else ping.number
 
     def sent_at(self, node_id: NodeId) -> Instant | None:
@@ -78,7 +83,7 @@ class Keepalive:
 
     def prolong(self, node_id: NodeId, until: Instant) -> None:
         """Give the open ping until then: it is on its way over others."""
-        self._open[node_id].deadline = until
+        self._own(node_id).deadline = until
         self._wake_at(node_id, until)
 
     def watch(self, node_id: NodeId, now: Instant) -> None:
@@ -96,65 +101,82 @@ class Keepalive:
         self._forget(node_id)
         self.round_trips.pop(node_id, None)
 
-    def in_turn(self, slot: int) -> list[NodeId]:
-        """Return whose round begins now."""
-        return self._rounds.take(slot)
+    def in_turn(self, slot: int, now: Instant) -> list[NodeId]:
+        """Return whose round begins now; the next one of each is fixed."""
+        return self._rounds.take(slot, now)
 
-    def tick(self, marks: Iterable[tuple[NodeId, int]], now: Instant) -> list[NodeId]:
-        """Begin the next round for some members: one ping, encoded once, asks them all.
+    def begin(
+        self,
+        node_ids: Sequence[NodeId],
+        position_marks: Callable[[Sequence[NodeId]], list[int]],
+        now: Instant,
+    ) -> list[NodeId]:
+        """Begin the round of some members: one ping, encoded once, asks them all.
 
         Args:
-            marks: Member and its position mark.
+            node_ids: Whose turn it is; those with an open ping are not asked again.
+            position_marks: Tells the position mark of each.
             now: The present.
 
         Returns:
             Who must be dialled for that.
         """
-        number, frame = self._next_ping()
-        unlinked: list[NodeId] = []
-        for node_id, position_mark in marks:
-            self._next_round(node_id, now)
-            if node_id not in self._open and not self._ask(
-                node_id, position_mark, now, number, frame
-            ):
-                unlinked.append(node_id)
-        return unlinked
+        opened = self._open
+        if opened:
+            node_ids = [node_id for node_id in node_ids if node_id not in opened]
+        if not node_ids:
+            return []
+        return self._ask(node_ids, position_marks(node_ids), now)
 
     def _next_ping(self) -> tuple[int, Frame]:
         number = self._next_number
         self._next_number += 1
         return number, frame_of(Ping(number, self._members.digest))
 
-    def _next_round(self, node_id: NodeId, now: Instant) -> None:
-        interval = self._context.settings.health.ping_interval
-        self._rounds.set(node_id, now + self._context.jittered(interval))
-
     def ping(self, node_id: NodeId, position_mark: int, now: Instant) -> bool:
         """Open a ping unless one is; tells whether the member must be dialled for it."""
-        if node_id in self._open:
+        if node_id in self.opened:
             return not self._links.is_open_to(node_id)
         if node_id in self._rounds:
             # A ping out of turn takes the place of the next one: a peer that has just gone
             # gets a whole interval to come back before its next failure.
-            self._next_round(node_id, now)
-        return not self._ask(node_id, position_mark, now, *self._next_ping())
+            interval = self._context.settings.health.ping_interval
+            self._rounds.set(node_id, now + self._context.jittered(interval))
+        return bool(self._ask([node_id], [position_mark], now))
 
     def _ask(
-        self, node_id: NodeId, position_mark: int, now: Instant, number: int, frame: Frame
-    ) -> bool:
-        """Open a ping; tells whether there is a connection to ask on."""
+        self, node_ids: Sequence[NodeId], position_marks: Sequence[int], now: Instant
+    ) -> list[NodeId]:
+        """Open one ping for some members; returns those without a connection to ask on."""
+        number, frame = self._next_ping()
         timeout = self._context.settings.health.ping_timeout
-        ping = self._open[node_id] = OpenPing(number, now, now + timeout, position_mark)
+        opened = self.opened
+        pings: dict[int, OpenPing] = {}  # position mark → the ping of all that have it
+        for node_id, mark in zip(node_ids, position_marks, strict=True):
+            ping = pings.get(mark)
+            if ping is None:
+                ping = pings[mark] = OpenPing(number, now, now + timeout, mark, number)
+            opened[node_id] = ping
         first_look = now + timeout / 2
         if not self._awaited:
             self._context.timers.set(("pongs",), first_look)
-        self._awaited.append((first_look, node_id, ping))
-        self._context.count("pings_opened")
-        link = self._links.open_to(node_id)
-        if link is None:
-            return False
-        self._links.send_frame(link, frame)
-        return True
+        self._awaited.append((first_look, number, node_ids))
+        self._context.count("pings_opened", len(node_ids))
+        return self._links.send_each(node_ids, frame)
+
+    def _own(self, node_id: NodeId) -> OpenPing:
+        """Return the open ping of a member, to be changed."""
+        ping = self.opened[node_id]
+        if ping.is_shared:
+            ping = self.opened[node_id] = OpenPing(
+                ping.number,
+                ping.sent_at,
+                ping.deadline,
+                ping.position_mark,
+                ping.opened_as,
+                is_shared=False,
+            )
+        return ping
 
     def ping_again(self, node_id: NodeId, position_mark: int, now: Instant) -> None:
         """Ask on the connection there is now: what was sent before proves nothing about it.
@@ -162,11 +184,11 @@ class Keepalive:
         Gives an open ping its full time once more, but only once: connections that come and go
         cannot keep it open.
         """
-        ping = self._open.get(node_id)
         link = self._links.open_to(node_id)
-        if ping is None or link is None:
+        if node_id not in self.opened or link is None:
             self.ping(node_id, position_mark, now)
             return
+        ping = self._own(node_id)
         ping.number, frame = self._next_ping()
         ping.position_mark = position_mark
         ping.sent_at = now
@@ -182,7 +204,7 @@ class Keepalive:
 
     def answered(self, node_id: NodeId, number: int, now: Instant) -> bool:
         """Take a pong; tells whether it was the answer to the open ping."""
-        ping = self._open.get(node_id)
+        ping = self.opened.get(node_id)
         if ping is None or ping.number != number:
             self._context.count("pongs_unexpected")
             return False
@@ -190,9 +212,33 @@ class Keepalive:
         self._proved(node_id, now)
         return True
 
+    def answered_by(self, links: Sequence[Link], number: int, now: Instant) -> list[Link]:
+        """Take the same pong from many; returns those for whom `answered` has to decide."""
+        opened, rows, round_trips = self.opened, self._members.rows, self.round_trips
+        others: list[Link] = []
+        for link in links:
+            node_id = link.node_id
+            ping = opened.get(node_id)
+            row = rows[node_id]
+            if (
+                ping is None
+                or ping.number != number
+                or ping.has_timer
+                or row.health is not Health.ACTIVE
+            ):
+                others.append(link)
+                continue
+            del opened[node_id]
+            round_trips[node_id] = now - ping.sent_at
+            row.heard_at = row.silent_since = now
+            row.fail_count = 0
+            link.is_settled = True
+        self._rest()
+        return others
+
     def acknowledged(self, node_id: NodeId, position: int, now: Instant) -> bool:
         """Take an acknowledgement: it answers the ping if it is for something sent after it."""
-        ping = self._open.get(node_id)
+        ping = self.opened.get(node_id)
         if ping is None or position <= ping.position_mark:
             return False
         self._proved(node_id, now)
@@ -200,21 +246,22 @@ class Keepalive:
 
     def heard(self, node_id: NodeId) -> None:
         """Take any other traffic: it extends the open ping once, and never activates."""
-        ping = self._open.get(node_id)
+        ping = self.opened.get(node_id)
         if ping is not None and not ping.is_extended:
+            ping = self._own(node_id)
             ping.is_extended = True
             ping.deadline += self._context.settings.health.ping_timeout
 
     def postpone(self, node_id: NodeId, now: Instant) -> None:
         """Give an open ping its full time again: we have not even begun to dial."""
-        ping = self._open[node_id]
+        ping = self._own(node_id)
         ping.deadline = now + self._context.settings.health.ping_timeout
         self._wake_at(node_id, ping.deadline)
 
     def lagged(self, now: Instant) -> None:
         """Give every open ping its full time again: it was we who stood still."""
-        for ping in self._open.values():
-            ping.deadline = now + self._context.settings.health.ping_timeout
+        for node_id in list(self.opened):
+            self._own(node_id).deadline = now + self._context.settings.health.ping_timeout
 
     def _proved(self, node_id: NodeId, now: Instant) -> None:
         self._forget(node_id)
@@ -233,14 +280,12 @@ class Keepalive:
         Nearly all of them have answered meanwhile, and cost no timer each.
         """
         awaited = self._awaited
-        while awaited:
-            due, node_id, ping = awaited[0]
-            is_open = self._open.get(node_id) is ping
-            if is_open and due > now:
-                break
-            awaited.popleft()
-            if is_open:
-                yield node_id
+        while awaited and awaited[0][0] <= now:
+            _, number, node_ids = awaited.popleft()
+            for node_id in node_ids:
+                ping = self.opened.get(node_id)
+                if ping is not None and ping.opened_as == number:
+                    yield node_id
         if awaited:
             self._context.timers.set(("pongs",), awaited[0][0])
 
@@ -250,7 +295,7 @@ class Keepalive:
         Where there is a connection, half-way and at the deadline, it is looked at first: see
         `measured`.
         """
-        ping = self._open[node_id]
+        ping = self._own(node_id)
         link = self._links.open_to(node_id)
         may_look = link is not None and not ping.is_asked  # who is ending does not answer
         if may_look and (ping.passage is None or ping.deadline <= now):
@@ -272,7 +317,7 @@ class Keepalive:
         The deadline moves while the bytes before the ping move, or those before its pong.
         """
         node_id = link.node_id
-        ping = self._open.get(node_id)
+        ping = self.opened.get(node_id)
         if ping is None or not ping.is_asked:
             return False
         ping.is_asked = False
@@ -308,11 +353,18 @@ class Keepalive:
         return health
 
     def _forget(self, node_id: NodeId) -> None:
-        ping = self._open.pop(node_id, None)
+        ping = self.opened.pop(node_id, None)
         if ping is not None and ping.has_timer:
             self._context.timers.cancel(("pong", node_id))
+        self._rest()
+
+    def _rest(self) -> None:
+        """Wait for no first look when everyone has answered."""
+        if self._awaited and not self.opened:
+            self._awaited.clear()
+            self._context.timers.cancel(("pongs",))
 
     def _wake_at(self, node_id: NodeId, at: Instant) -> None:
         """Give the open ping of a member a timer of its own."""
-        self._open[node_id].has_timer = True
+        self._own(node_id).has_timer = True
         self._context.timers.set(("pong", node_id), at)

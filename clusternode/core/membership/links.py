@@ -7,13 +7,13 @@ smaller node id decides and says so with `Resume`; the larger answers with its o
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NoReturn, Protocol
 
 import attrs
 
 from clusternode.core.context import Context
-from clusternode.core.effects import Disconnect, OutputReady
+from clusternode.core.effects import Disconnect, OutputReady, WriteEach
 from clusternode.core.inputs import Connected, Measured
 from clusternode.core.types import Address, ConnectionId, Incarnation, Instant, NodeId, Seconds
 from clusternode.core.wire.codec import frame_of
@@ -129,6 +129,7 @@ class StreamsOfLinks(Protocol):
     def gone(self, node_id: NodeId, now: Instant) -> None: ...
     def disabled(self, node_id: NodeId) -> None: ...
     def position_mark(self, node_id: NodeId) -> int: ...
+    def position_marks(self, node_ids: Sequence[NodeId]) -> list[int]: ...
     def renumbered(self, incarnation: Incarnation) -> None: ...
 
 
@@ -147,7 +148,7 @@ class Links:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._by_connection: dict[ConnectionId, Link] = {}
+        self.by_connection: dict[ConnectionId, Link] = {}  # for others to read
         self._open: dict[NodeId, Link] = {}
         self._by_node: dict[NodeId, tuple[Link, ...]] = {}  # node → its connections, oldest first
 
@@ -156,10 +157,10 @@ class Links:
 
     def every(self) -> list[Link]:
         """Return all connections, open or not."""
-        return list(self._by_connection.values())
+        return list(self.by_connection.values())
 
     def get(self, connection: ConnectionId) -> Link | None:
-        return self._by_connection.get(connection)
+        return self.by_connection.get(connection)
 
     def open_to(self, node_id: NodeId) -> Link | None:
         return self._open.get(node_id)
@@ -171,6 +172,11 @@ class Links:
 
     def is_open_to(self, node_id: NodeId) -> bool:
         return node_id in self._open
+
+    @property
+    def are_all_open(self) -> bool:
+        """Tell whether every connection is the open one of its node."""
+        return len(self.by_connection) == len(self._open)
 
     def of(self, node_id: NodeId) -> tuple[Link, ...]:
         """Return all connections of a node, oldest first."""
@@ -198,7 +204,7 @@ class Links:
             Phase.PROVING,
             Outlet(),
         )
-        self._by_connection[link.connection] = link
+        self.by_connection[link.connection] = link
         self._by_node[link.node_id] = (*self.of(link.node_id), link)
         self.give_time(link, now)
         return link
@@ -245,7 +251,7 @@ class Links:
 
     def lost(self, link: Link) -> None:
         """Forget a connection."""
-        del self._by_connection[link.connection]
+        del self.by_connection[link.connection]
         link.outlet.is_over = True
         links = self._by_node.pop(link.node_id)
         if len(links) > 1:
@@ -277,6 +283,28 @@ class Links:
         outlet.control_bytes += size
         if not outlet.is_announced and not outlet.is_writing:
             self.announce(link)
+
+    def send_each(self, node_ids: Sequence[NodeId], frame: Frame) -> list[NodeId]:
+        """Send one ping to many nodes; returns those without an open connection.
+
+        Where nothing waits to be written it takes no turn of the writer.
+        """
+        opened = self._open
+        idle: list[ConnectionId] = []
+        unlinked: list[NodeId] = []
+        for node_id in node_ids:
+            link = opened.get(node_id)
+            if link is None:
+                unlinked.append(node_id)
+                continue
+            outlet = link.outlet
+            if outlet.is_announced or outlet.is_writing or link.connection < 0:
+                self.send_frame(link, frame)
+            else:
+                idle.append(link.connection)
+        if idle:
+            self._context.effects.append(WriteEach(idle, frame))
+        return unlinked
 
     def relay(self, link: Link, frame: Frame, *, is_urgent: bool) -> None:
         """Queue what is to be passed on: behind our own control frames, beside our own data."""

@@ -161,6 +161,11 @@ class Rerouting:
             path.told = way
             self._context.emit(LinkChanged(self._context.settings.cluster, node_id, shown(way)))
 
+    @property
+    def has_paths(self) -> bool:
+        """Tell whether any member is asked for, or reached, over others."""
+        return bool(self._paths)
+
     def forget(self, node_id: NodeId) -> None:
         """There is a direct link to a member now, or it is none any more."""
         path = self._paths.pop(node_id, None)

@@ -6,6 +6,8 @@ are pinged together, so that it wakes up some sixty times an interval however ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clusternode.core.context import Context
 from clusternode.core.types import Instant, NodeId, Seconds
 
@@ -18,7 +20,8 @@ class Rounds:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._width: Seconds = context.settings.health.ping_interval / SLOTS_PER_INTERVAL
+        self._interval: Seconds = context.settings.health.ping_interval
+        self._width: Seconds = self._interval / SLOTS_PER_INTERVAL
         self._offset: Seconds = self._width * context.rng.random()
         self._slots: dict[int, dict[NodeId, None]] = {}  # number → who is pinged, in order
         self._slot_of: dict[NodeId, int] = {}
@@ -28,16 +31,20 @@ class Rounds:
 
     def set(self, node_id: NodeId, at: Instant) -> None:
         """Ping a member at `at`, or earlier by less than the width of a slot."""
-        slot = int((at - self._offset) // self._width)
-        if node_id in self._slot_of:
-            self.cancel(node_id)
-        members = self._slots.get(slot)
-        if members is None:
-            members = self._slots[slot] = {}
-            due = self._offset + slot * self._width
-            self._context.timers.set(("round", slot), due)
-        members[node_id] = None
-        self._slot_of[node_id] = slot
+        self.cancel(node_id)
+        self._put([node_id], at)
+
+    def take(self, slot: int, now: Instant) -> list[NodeId]:
+        """Return the members of a slot whose time has come; each has its next appointment.
+
+        They get it in groups, so small that an even spread over the slots stays even.
+        """
+        members = list(self._slots.pop(slot, ()))
+        size = -(-len(self._slot_of) // SLOTS_PER_INTERVAL)
+        for first in range(0, len(members), max(1, size)):
+            at = now + self._context.jittered(self._interval)
+            self._put(members[first : first + size], at)
+        return members
 
     def cancel(self, node_id: NodeId) -> None:
         """Forget the appointment of a member; having none is no error."""
@@ -49,9 +56,12 @@ class Rounds:
                 del self._slots[slot]
                 self._context.timers.cancel(("round", slot))
 
-    def take(self, slot: int) -> list[NodeId]:
-        """Take out the members of a slot whose time has come."""
-        members = list(self._slots.pop(slot, ()))
-        for node_id in members:
-            del self._slot_of[node_id]
-        return members
+    def _put(self, group: Sequence[NodeId], at: Instant) -> None:
+        """Ping some members at `at`, or earlier by less than the width of a slot."""
+        slot = int((at - self._offset) // self._width)
+        members = self._slots.get(slot)
+        if members is None:
+            members = self._slots[slot] = {}
+            self._context.timers.set(("round", slot), self._offset + slot * self._width)
+        members.update(dict.fromkeys(group))
+        self._slot_of.update(dict.fromkeys(group, slot))

@@ -332,6 +332,11 @@ class Messaging:
         stream = self.deliveries.streams.get(node_id)
         return 0 if stream is None else stream.sending.given
 
+    def position_marks(self, node_ids: Sequence[NodeId]) -> list[int]:
+        """Return `position_mark` of each."""
+        streams = self.deliveries.streams
+        return [streams[node_id].sending.given if node_id in streams else 0 for node_id in node_ids]
+
     def flush(self) -> None:
         """Hand out what this step has gathered, as few effects as possible."""
         deliveries = self.deliveries

@@ -1,0 +1,137 @@
+"""Pings of idle connections, many at a time: the same comes of them as one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusternode.core.effects import Effect, WriteEach
+from clusternode.core.inputs import Disconnected, Publish
+from clusternode.core.settings import HealthSettings
+from clusternode.core.types import ChannelName, ConnectionId, DeliveryId, NodeId
+from clusternode.core.wire.messages import Ping, Pong, Resume
+from clusternode.recording.trace import fingerprint
+from tests.core.harness import Lone, ids
+
+MEMBERS = 200
+INTERVAL = 10.0
+PEERS = ("n1", "n2", "n8", "n9")
+
+
+def lone_in_company() -> tuple[Lone, list[ConnectionId]]:
+    """Return a node that has just asked all of its peers at once, and its connections."""
+    lone = Lone(health=HealthSettings(ping_interval=INTERVAL))
+    connections = [lone.open(name) for name in PEERS]
+    keepalive = lone.node._membership.keepalive
+    keepalive._ask(ids(*PEERS), [0] * len(PEERS), lone.now)
+    lone.pass_time(0.0)
+    lone.effects.clear()
+    return lone, connections
+
+
+Trouble = Callable[[Lone, ConnectionId], object]
+TROUBLES: dict[str, Trouble] = {
+    "nothing": lambda lone, connection: None,
+    "it said something": lambda lone, connection: lone.receive(connection, Ping(1, 0)),
+    "half of the time is over": lambda lone, connection: lone.pass_time(1.0),
+    "all of the time is over": lambda lone, connection: lone.pass_time(2.0),
+    "its connection is lost": lambda lone, connection: lone.feed(Disconnected(connection)),
+    "a newcomer has its id": lambda lone, connection: lone.receive(
+        lone.connect(lone.node._links.by_connection[connection].node_id, 2), Resume(0, 1)
+    ),
+    "it is not active": lambda lone, connection: lone.node._membership.ping_failed(
+        lone.node._links.by_connection[connection].node_id, lone.now
+    ),
+}
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(TROUBLES)), st.integers(0, 3)), max_size=4))
+@pytest.mark.slow
+def test_many_pongs_at_once_are_as_many_one_by_one(troubles):
+    outcomes = []
+    for is_together in (True, False):
+        lone, connections = lone_in_company()
+        number = lone.node._membership.keepalive.number_of(NodeId("n1"))
+        pong = Pong(number, lone.node.snapshot(lone.now).digest)
+        for name, index in troubles:
+            if connections[index] in lone.node._links.by_connection:
+                TROUBLES[name](lone, connections[index])
+        effects: list[Effect] = []
+        if is_together:
+            effects += lone.node.pings.answered(connections, pong, lone.now)
+        else:
+            for connection in connections:
+                effects += lone.receive(connection, pong)
+        snapshot = lone.node.snapshot(lone.now)
+        timers = lone.node._context.timers.deadlines()
+        outcomes.append((fingerprint(effects), snapshot, timers))
+
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_ping_is_answered_at_once_only_where_a_pong_is_all_that_it_leads_to():
+    lone, (one, other, *_) = lone_in_company()
+    digest = lone.node.snapshot(lone.now).digest
+    answers = lone.node.pings.answers
+
+    assert answers(one, Ping(7, digest))
+    assert not answers(one, Ping(7, digest ^ 1))
+    assert not answers(ConnectionId(99), Ping(7, digest))
+    assert not answers(lone.connect("n7"), Ping(7, digest))
+    lone.node.step(lone.now, Publish(DeliveryId(1), ChannelName("c"), b"", destinations=ids("n2")))
+    assert not answers(other, Ping(7, digest))
+
+
+def test_one_ping_asks_all_members_of_a_slot_and_no_writer_is_waited_for():
+    lone = Lone(health=HealthSettings(ping_interval=INTERVAL))
+    connections = [lone.open(f"n{number}") for number in range(10, 10 + MEMBERS)]
+    lone.effects.clear()
+    lone.pass_time(INTERVAL)
+
+    asked = [number for effect in lone.effects_of(WriteEach) for number in effect.connections]
+    assert len(lone.effects_of(WriteEach)) <= 64
+    assert set(asked) == set(connections)
+    assert lone.count("pings_opened") == MEMBERS + len(asked)
+
+
+def test_a_member_whose_writer_is_busy_is_asked_as_with_any_other_message():
+    lone, (one, *_) = lone_in_company()
+    lone.pass_time(INTERVAL / 2)
+    lone.node.step(lone.now, Publish(DeliveryId(1), ChannelName("c"), b"", destinations=ids("n1")))
+    lone.effects.clear()
+    lone.pass_time(INTERVAL)
+
+    assert all(one not in effect.connections for effect in lone.effects_of(WriteEach))
+    lone._write(one)
+    assert lone.of_type(Ping, one)
+
+
+@pytest.mark.parametrize("members", [3, 64, MEMBERS])
+def test_nobody_waits_longer_than_an_interval_nor_much_less_than_four_fifths(members):
+    lone = Lone(health=HealthSettings(ping_interval=INTERVAL))
+    rounds = lone.node._membership.keepalive._rounds
+    for number in range(members):
+        rounds.begin(NodeId(f"n{number}"), lone.now)
+    began = dict(rounds._slot_of)
+    width = INTERVAL / 64
+
+    for slot in sorted(set(began.values())):
+        at = rounds._offset + slot * width
+        for node_id in rounds.take(slot, at):
+            wait = (rounds._slot_of[node_id] - slot) * width
+            assert 0.8 * INTERVAL - width <= wait <= INTERVAL + 1e-6
+
+
+def test_members_that_were_asked_together_drift_apart():
+    lone = Lone(health=HealthSettings(ping_interval=INTERVAL))
+    rounds = lone.node._membership.keepalive._rounds
+    rounds._put([NodeId(f"n{number}") for number in range(640)], lone.now)
+    for _ in range(400):
+        slot = min(rounds._slots)
+        rounds.take(slot, rounds._offset + slot * rounds._width)
+
+    assert max(map(len, rounds._slots.values())) <= 80
+    assert len(rounds._slots) > 25

@@ -195,6 +195,8 @@ def check_links(node: Node) -> None:
         if link.phase in (Phase.OPEN, Phase.RESUMING):
             assert link.node_id in node._messaging.deliveries.streams
         assert link.outlet.control_bytes == sum(frame.size_bytes for frame in link.outlet.control)
+        if link.outlet.control or link.outlet.relayed:
+            assert link.is_routed or link.outlet.is_announced or link.outlet.is_writing
     assert sum(len(links.of(one)) for one in links._by_node) == len(links.every())
 
 

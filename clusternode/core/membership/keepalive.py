@@ -78,7 +78,7 @@ class Keepalive:
 
     def sent_at(self, node_id: NodeId) -> Instant | None:
         """Return when the open ping was sent; None when none is open."""
-        ping = self._open.get(node_id)
+        ping = self.opened.get(node_id)
         return None if ping is None else ping.sent_at
 
     def prolong(self, node_id: NodeId, until: Instant) -> None:

@@ -28,10 +28,8 @@ class Echoes:
     def __init__(self, links: Links, membership: Membership, leaving: Leaving, step: Step) -> None:
         self._leaving = leaving
         self._links = links
-        self._by_connection = links.by_connection
         self._members = membership.members
         self._keepalive = membership.keepalive
-        self._opened = membership.keepalive.opened
         self._rerouting = membership.rerouting
         self._step = step
 
@@ -41,14 +39,15 @@ class Echoes:
         So it is where the connection is idle and the tables of both sides agree: the pong needs
         no turn of the writer. Else False, and nothing is done.
         """
-        link = self._by_connection.get(connection)
+        link = self._links.by_connection.get(connection)
         if link is None or link.phase is not _OPEN or self._leaving.is_under_way:
             return False
         outlet = link.outlet
         if outlet.is_announced or outlet.is_writing or ping.digest != self._members.digest:
             return False
-        if self._opened:
-            self._keepalive.heard(link.node_id)
+        keepalive = self._keepalive
+        if keepalive.opened:
+            keepalive.heard(link.node_id)
         return True
 
     def answered(
@@ -58,7 +57,7 @@ class Echoes:
 
         All that `step` does for `FramesReceived` on one after the other.
         """
-        by_connection = self._by_connection
+        by_connection = self._links.by_connection
         links = [by_connection[number] for number in connections if number in by_connection]
         if (
             pong.digest != self._members.digest

@@ -137,7 +137,7 @@ class BundledConnections(Connections):
             ):
                 self._arrive(end, item, generation)
                 continue
-            end.on_the_way.pop()
+            end.on_the_way.pop(0)
             if (
                 is_there
                 and end.is_open

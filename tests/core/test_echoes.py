@@ -114,7 +114,7 @@ def test_nobody_waits_longer_than_an_interval_nor_much_less_than_four_fifths(mem
     lone = Lone(health=HealthSettings(ping_interval=INTERVAL))
     rounds = lone.node._membership.keepalive._rounds
     for number in range(members):
-        rounds.begin(NodeId(f"n{number}"), lone.now)
+        rounds.set(NodeId(f"n{number}"), lone.now + INTERVAL * number / members)
     began = dict(rounds._slot_of)
     width = INTERVAL / 64
 

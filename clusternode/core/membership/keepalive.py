@@ -92,10 +92,6 @@ class Keepalive:
             interval = self._context.settings.health.ping_interval
             self._rounds.set(node_id, now + interval * self._context.rng.random())
 
-    def ask_later(self, node_id: NodeId, now: Instant) -> None:
-        """Let the round of a member begin a little later: its first dial still waits in line."""
-        self._rounds.set(node_id, now + self._context.settings.health.ping_timeout)
-
     def unwatch(self, node_id: NodeId) -> None:
         self._rounds.cancel(node_id)
         self._forget(node_id)
@@ -104,6 +100,20 @@ class Keepalive:
     def in_turn(self, slot: int, now: Instant) -> list[NodeId]:
         """Return whose round begins now; the next one of each is fixed."""
         return self._rounds.take(slot, now)
+
+    def put_off(
+        self, node_ids: Sequence[NodeId], is_queued: Callable[[NodeId], bool], now: Instant
+    ) -> list[NodeId]:
+        """Let those wait a little whose first dial still waits in line; return the others."""
+        in_time: list[NodeId] = []
+        later = now + self._context.settings.health.ping_timeout
+        for node_id in node_ids:
+            row = self._members.rows[node_id]
+            if row.is_linked or row.has_answered or not is_queued(node_id):
+                in_time.append(node_id)
+            else:
+                self._rounds.set(node_id, later)
+        return in_time
 
     def begin(
         self,
@@ -121,7 +131,7 @@ class Keepalive:
         Returns:
             Who must be dialled for that.
         """
-        opened = self._open
+        opened = self.opened
         if opened:
             node_ids = [node_id for node_id in node_ids if node_id not in opened]
         if not node_ids:

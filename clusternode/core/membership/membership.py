@@ -331,20 +331,12 @@ class Membership:
         """Ping the members whose turn it is, and dial those without a connection."""
         node_ids = self.keepalive.in_turn(slot, now)
         if self.discovery.has_line:
-            node_ids = [one for one in node_ids if not self._is_asked_later(one, now)]
+            node_ids = self.keepalive.put_off(node_ids, self.discovery.is_queued, now)
         for node_id in self.keepalive.begin(node_ids, self._streams.position_marks, now):
             row = self.members.rows[node_id]
             self._dial_member(row, now)
             if row.has_answered or not self.discovery.is_untried(node_id):
                 self.rerouting.ask(node_id, now)  # else the first dial says more than any way
-
-    def _is_asked_later(self, node_id: NodeId, now: Instant) -> bool:
-        """Let the round of a member wait whose first dial waits for our own limit."""
-        row = self.members.rows[node_id]
-        if row.is_linked or row.has_answered or not self.discovery.is_queued(node_id):
-            return False
-        self.keepalive.ask_later(node_id, now)
-        return True
 
     def verify(self, node_id: NodeId, now: Instant) -> None:
         """Open a ping out of turn, unless one is open; over other ways if there is no link."""

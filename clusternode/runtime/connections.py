@@ -64,6 +64,20 @@ COUNTERS: Final = (
 
 
 @attrs.define(eq=False)
+class Desk:
+    """What the node has laid ready for the writer of a connection."""
+
+    wake: trio.Event = attrs.Factory(trio.Event)
+    """Set when the writer has something to do."""
+    has_output: bool = False
+    """Whether the node is to be asked for what to write."""
+    granted: effects.Write | None = None
+    """What the node answered to `WriteReady`."""
+    ping: Frame | None = None
+    """What the node wants written without being asked."""
+
+
+@attrs.define(eq=False)
 class Connection:
     """One open connection and what its two tasks tell each other."""
 
@@ -74,14 +88,7 @@ class Connection:
     """The peer's, where it has shown one."""
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     """Ends both tasks."""
-    wake: trio.Event = attrs.Factory(trio.Event)
-    """Set when the writer has something to do."""
-    has_output: bool = False
-    """Whether the node has something for the writer."""
-    pushed: Frame | None = None
-    """What the node has given to the writer without being asked."""
-    granted: effects.Write | None = None
-    """What the node answered to `WriteReady`."""
+    desk: Desk = attrs.Factory(Desk)
     written_bytes: int = 0
     """What the stream has taken altogether."""
     writing_bytes: int = 0
@@ -96,7 +103,7 @@ class Connection:
         self.is_ending = True
         self.farewell = encode(close) if close is not None else b""
         self.scope.deadline = trio.current_time() + FAREWELL_TIMEOUT
-        self.wake.set()
+        self.desk.wake.set()
 
 
 class Connections:
@@ -151,20 +158,20 @@ class Connections:
     def output_ready(self, effect: effects.OutputReady) -> None:
         connection = self._open.get(effect.connection)
         if connection is not None:
-            connection.has_output = True
-            connection.wake.set()
+            connection.desk.has_output = True
+            connection.desk.wake.set()
 
     def write_each(self, effect: effects.WriteEach) -> None:
         for number in effect.connections:
             connection = self._open.get(number)
             if connection is not None:
-                connection.pushed = effect.frame
-                connection.wake.set()
+                connection.desk.ping = effect.frame
+                connection.desk.wake.set()
 
     def write(self, effect: effects.Write) -> None:
         connection = self._open.get(effect.connection)
         if connection is not None:
-            connection.granted = effect
+            connection.desk.granted = effect
 
     def dial(self, address: Address) -> None:
         self._jobs.start_soon(partial(self._dial, address))
@@ -179,12 +186,12 @@ class Connections:
         if connection is None:
             return  # it ends, and the node is told
         seen = connection.wire.progress() or Progress(connection.written_bytes)
-        pushed_bytes = 0 if connection.pushed is None else connection.pushed.size_bytes
+        ping_bytes = 0 if connection.desk.ping is None else connection.desk.ping.size_bytes
         self._driver.feed(
             Measured(
                 connection.id,
                 seen.arrived_bytes,
-                seen.waiting_bytes + connection.writing_bytes + pushed_bytes,
+                seen.waiting_bytes + connection.writing_bytes + ping_bytes,
                 connection.read_bytes + seen.unordered_bytes,
                 seen.scattered_bytes,
                 seen.round_trip,
@@ -322,8 +329,8 @@ class Connections:
         stream = connection.wire.stream
         try:
             while not connection.is_ending:
-                await connection.wake.wait()
-                connection.wake = trio.Event()
+                await connection.desk.wake.wait()
+                connection.desk.wake = trio.Event()
                 await self._write_waiting(connection)
             if connection.farewell:
                 await stream.send_all(connection.farewell)
@@ -349,15 +356,16 @@ class Connections:
     def _take(self, connection: Connection) -> tuple[list[Frame], bool]:
         """Return the frames for one write, in order, and whether to ask again after it."""
         frames: list[Frame] = []
-        if connection.pushed is not None:
-            frames.append(connection.pushed)
-            connection.pushed = None
-        if not connection.has_output:
+        desk = connection.desk
+        if desk.ping is not None:
+            frames.append(desk.ping)
+            desk.ping = None
+        if not desk.has_output:
             return frames, False
-        connection.has_output = False
+        desk.has_output = False
         self._driver.feed(WriteReady(connection.id, WRITE_SIZE))
-        write, connection.granted = connection.granted, None
+        write, desk.granted = desk.granted, None
         if write is None:
             return frames, False
-        connection.has_output |= write.more
+        desk.has_output |= write.more
         return frames + write.frames if frames else write.frames, write.more

@@ -42,7 +42,7 @@ class BundledConnections(Connections):
         for end in turns:
             process = end.process
             if (
-                end.pushed is not None
+                end in self._pushed
                 or end.stalled
                 or end.flow.rate
                 or process.is_paused

@@ -39,6 +39,7 @@ class Connections(Tcp[NodeEnd]):
     def __init__(self, world: WorldView, wire: Wire) -> None:
         super().__init__(world)
         self._wire = wire
+        self._pushed: dict[NodeEnd, Frame] = {}  # frames of `WriteEach` that wait for the writer
         self._hellos: dict[tuple[NodeId, Incarnation], Frame] = {}  # what each life says first
 
     # Dialling and the handshake.
@@ -118,7 +119,7 @@ class Connections(Tcp[NodeEnd]):
                 self._push(end, frame)
 
     def _push(self, end: NodeEnd, frame: Frame) -> None:
-        end.pushed = frame
+        self._pushed[end] = frame
         self._want_turn(end)
 
     def _want_turn(self, end: NodeEnd) -> None:
@@ -137,7 +138,7 @@ class Connections(Tcp[NodeEnd]):
             end.is_writing = False  # what it wants remains: see `write_again`
             return
         end.is_writing = False
-        if end.pushed is not None:
+        if end in self._pushed:
             self._write_pushed(end)
             return
         end.wants_to_write = False
@@ -145,12 +146,12 @@ class Connections(Tcp[NodeEnd]):
 
     def _write_pushed(self, end: NodeEnd) -> None:
         """Write the frame of `WriteEach`; whatever else there is has the next turn."""
-        frame, end.pushed = end.pushed, None
-        self.written(end, Write(end.connection, [frame], more=end.wants_to_write))
+        frames = [self._pushed.pop(end)]
+        self.written(end, Write(end.connection, frames, more=end.wants_to_write))
 
     def write_again(self, end: NodeEnd) -> None:
         """Give a writer its turn that could not have it before."""
-        if end.wants_to_write or end.pushed is not None:
+        if end.wants_to_write or end in self._pushed:
             self._want_turn(end)
 
     def written(self, end: NodeEnd, write: Write) -> None:
@@ -166,8 +167,8 @@ class Connections(Tcp[NodeEnd]):
         """Perform the effect `Measure`."""
         arrived, received = self.arrived_bytes(end), self.arrived_bytes(end.other)
         waiting = end.flow.written_bytes - arrived
-        if end.pushed is not None:
-            waiting += end.pushed.size_bytes
+        if end in self._pushed:
+            waiting += self._pushed[end].size_bytes
         end.process.feed(Measured(end.connection, arrived, waiting, received))
 
     # What arrives.
@@ -200,6 +201,10 @@ class Connections(Tcp[NodeEnd]):
             end.process.feed(Disconnected(end.connection, detail))
         else:
             self._dial_failed(end, DialFailure.CLOSED, "closed by the other side", None)
+
+    def _forget(self, end: NodeEnd) -> None:
+        self._pushed.pop(end, None)
+        super()._forget(end)
 
     def refuse(self, end: NodeEnd, close: Close | None) -> None:
         """Close politely: what was written before still arrives, then `close`, then the end."""

@@ -82,8 +82,7 @@ class Process:
         self.clock = Clock(self, world.now, host.clock_rate)
         rng = random.Random(f"{world.seed}/{host.node_id}/{fact.life}")
         recorder = world.trace.recorder
-        self.is_recorded = recorder is not None and recorder.node_id == host.node_id
-        if recorder is not None and self.is_recorded:
+        if recorder is not None and recorder.node_id == host.node_id:
             recorder.begin(settings, world.now, rng)
         self.node = Node(settings, world.now, rng)
         self.connection_ids = itertools.count(1)
@@ -101,6 +100,11 @@ class Process:
     @property
     def settings(self) -> NodeSettings:
         return self.node.settings
+
+    @property
+    def is_recorded(self) -> bool:
+        recorder = self.world.trace.recorder
+        return recorder is not None and recorder.node_id == self.host.node_id
 
     @property
     def is_listening(self) -> bool:

@@ -75,7 +75,6 @@ class End:
         "on_the_way",
         "other",
         "process",
-        "pushed",
         "stalled",
         "wants_to_write",
     )
@@ -94,7 +93,6 @@ class End:
         self.busy_until: Instant = 0.0  # when the last byte written has left the host
         self.is_writing = False
         self.wants_to_write = False
-        self.pushed: Any = None  # a frame of `WriteEach` that waits for the writer
         process.ends[self.connection] = self
 
     @property

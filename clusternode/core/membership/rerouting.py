@@ -164,7 +164,7 @@ class Rerouting:
     @property
     def has_paths(self) -> bool:
         """Tell whether any member is asked for, or reached, over others."""
-        return bool(self._paths)
+        return bool(self._asking.paths)
 
     def forget(self, node_id: NodeId) -> None:
         """There is a direct link to a member now, or it is none any more."""

@@ -10,7 +10,7 @@ import trio.testing
 from clusternode.core import effects
 from clusternode.core.inputs import Connected, Measured, WriteReady
 from clusternode.core.settings import NodeSettings
-from clusternode.core.types import Address, ConnectionId, Incarnation, NodeId
+from clusternode.core.types import Address, ChannelName, ConnectionId, Incarnation, NodeId
 from clusternode.core.wire.codec import encode, frame_of
 from clusternode.core.wire.messages import Frame, Message, Ping
 from clusternode.core.wire.session import Session
@@ -59,7 +59,7 @@ class Owner(Driver):
         self.connections.write_each(effects.WriteEach([ID], frame_of(Ping(number, 0))))
 
     def send(self, size: int) -> None:
-        self.waiting.append(frame_of(Message("c", "", bytes(size), 1)))
+        self.waiting.append(frame_of(Message(ChannelName("c"), "", bytes(size), 1)))
         self.connections.output_ready(effects.OutputReady(ID))
 
 

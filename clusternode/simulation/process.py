@@ -303,9 +303,9 @@ class Process:
                 world.now, self.node_id, self.fact.life, member, status, previous, event.reason
             )
             world.history.statuses.append(fact)
-            world.trace.note(f"{world.now!r} {fact.observer} {member} {previous} {status}")
+            world.trace.note(f"{fact.observer} {member} {previous} {status}")
         else:
-            world.trace.note(f"{world.now!r} {self.node_id} event {type(event).__name__}")
+            world.trace.note(f"{self.node_id} event {type(event).__name__}")
 
     def _persist(self, effect: effect_types.Persist) -> None:
         self.world.after(DISK_DELAY, self._written, effect, self.world.now)

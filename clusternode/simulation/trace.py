@@ -1,7 +1,7 @@
 """The digest of a run: two runs with the same digest did the same things in the same order.
 
-One line per input of any node: time, node, kind and what is salient about it. Effects need no
-line of their own, since each leads to an input or is noted by the world.
+One line per instant, and one per input of any node: node, kind and what is salient about it.
+Effects need no line of their own, since each leads to an input or is noted by the world.
 """
 
 from __future__ import annotations
@@ -37,17 +37,22 @@ class Trace:
         kind = type(input_)
         describe = _SALIENT.get(kind)
         salient = describe(input_) if describe is not None else ""
-        self.note(f"{now!r} {node_id} {kind.__name__} {salient}")
+        self._note_time(now)
+        self.note(f"{node_id} {kind.__name__} {salient}")
 
     def frames(
         self, now: Instant, node_id: NodeId, connection: ConnectionId, messages: list[WireMessage]
     ) -> None:
-        """Take frames that came without a fault: the time is noted once for all of an instant."""
+        """Take frames that came without a fault."""
+        self._note_time(now)
+        what = _message(messages[0]) if len(messages) == 1 else ",".join(map(_message, messages))
+        self._lines.append(f"{node_id} {connection} {what}")
+
+    def _note_time(self, now: Instant) -> None:
+        """Note the time, once for all that is told of an instant."""
         if now != self._now:
             self._now = now
             self.note(repr(now))
-        what = _message(messages[0]) if len(messages) == 1 else ",".join(map(_message, messages))
-        self._lines.append(f"{node_id} {connection} {what}")
 
     def pongs(
         self, now: Instant, node_id: NodeId, connections: Sequence[ConnectionId], pong: Pong

@@ -288,9 +288,14 @@ class Members:
         own = self.own
         entries = [ListEntry(own.node_id, own.incarnation, own.version, 0.0)]
         entries += [
-            ListEntry(node_id, row.record.incarnation, row.record.version, silence_of(row, now))
+            ListEntry(
+                node_id,
+                record.incarnation,
+                record.version,
+                0.0 if row.is_linked else silence_of(row, now),
+            )
             for node_id, row in self.rows.items()
-            if row.is_told and row.record.version > 0
+            if row.is_told and (record := row.record).version > 0
         ]
         return entries
 

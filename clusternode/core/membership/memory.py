@@ -37,9 +37,9 @@ class Memory:
 
     def known_members(self, now: Instant) -> list[KnownMember]:
         """Return who is to be dialled after a restart."""
-        known: list[KnownMember] = []
-        for node_id, row in self._members:
-            address = address_of_untrusted(row.record.address)
-            if address is not None and row.is_told and row.health is not Health.LEFT:
-                known.append(KnownMember(node_id, address, silence_of(row, now)))
-        return known
+        return [
+            KnownMember(node_id, address, 0.0 if row.is_linked else silence_of(row, now))
+            for node_id, row in self._members
+            if row.is_told and row.health is not Health.LEFT
+            if (address := address_of_untrusted(row.record.address)) is not None
+        ]

@@ -72,8 +72,10 @@ class Ways:
 
     def opened(self, node_id: NodeId) -> None:
         """A direct connection is open: the node can pass things on for us."""
-        self.closed(node_id)
         priority = self._members.rows[node_id].record.priority
+        if self._priorities.get(node_id) == priority:
+            return
+        self.closed(node_id)
         self._priorities[node_id] = priority
         bisect.insort(self._relays, (priority, node_id))
 

@@ -151,7 +151,11 @@ class Stream:
 
     def next_deadline(self, delivery_timeout: Seconds) -> Instant | None:
         """Tell when `Deliveries.expire` has something to do."""
-        deadlines = [self.sending.next_deadline(), self.forget_at(delivery_timeout)]
-        if not self.is_bound:
-            deadlines.append(self.sending.held_until(self.unbound_at + delivery_timeout))
+        if self.is_bound:
+            return self.sending.next_deadline()
+        deadlines = [
+            self.sending.next_deadline(),
+            self.forget_at(delivery_timeout),
+            self.sending.held_until(self.unbound_at + delivery_timeout),
+        ]
         return min((one for one in deadlines if one is not None), default=None)

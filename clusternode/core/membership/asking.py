@@ -35,6 +35,15 @@ MANY_LOST = 32
 """Where more members than that have no way, the network is torn apart, and not one link broken."""
 ASKED_IF_MANY = 2
 """Ways that are asked for each of so many: a pair of halves of a thousand must not ask millions."""
+FRUITLESS_MAX = 32
+"""Where so many in a row knew no way, for whomever, a cluster of more than `LOOKED_AT_MAX` shares
+out the asking: for the lost, and, where more than `LOST_IF_TORN` are lost, for all."""
+LOST_IF_TORN = 8
+SHARE_IF_TORN = 8
+"""A node then asks for one in so many members of the cluster in each interval, or for all that are
+lost if they are fewer."""
+CALL_INTERVAL: Seconds = 1.0
+"""Between two questions for removed members in such a cluster: there may be hundreds of them."""
 TURNS = 2
 """A ping that the direct way has failed gets one more `ping_timeout`, in so many turns: the ways
 that are silent in one, of relays perhaps that do not know yet that their link is dead, leave the
@@ -130,6 +139,8 @@ class Asking:
         return True
 
     def _is_worth_more(self, node_id: NodeId, now: Instant) -> bool:
+        if self._is_shared_out(node_id):
+            return False
         return self._members.is_active(node_id) and bool(self._suspects(node_id, now))
 
     def silent(self, node_id: NodeId, path: Path, now: Instant) -> None:
@@ -142,6 +153,13 @@ class Asking:
         """Ask over further ways; tells whether any is waited for."""
         if path.way and path.way not in path.tried:
             self.over(node_id, path, path.way, now)
+        if self._is_large:
+            for way in self.ways.newest(node_id, self.found, path.tried):
+                self.over(node_id, path, way, now)
+        if self._is_shared_out(node_id):
+            for way in self._in_turn(node_id, path):
+                self.over(node_id, path, way, now)
+            return bool(path.asked)
         at_once, most = self._limits(node_id, path)
         if len(path.asked) < at_once and len(path.tried) < most:
             row = self._members.rows[node_id]
@@ -154,13 +172,43 @@ class Asking:
 
     def _limits(self, node_id: NodeId, path: Path) -> tuple[int, int]:
         """Return how many ways are asked at once, and in one turn."""
-        if len(self.paths) - len(self.found) > MANY_LOST:
+        if self._lost_count > MANY_LOST:
             return ASKED_AT_ONCE, ASKED_IF_MANY
         if not self._members.is_active(node_id):
             return ASKED_AT_ONCE, ASKED_FOR_LOST_MAX
         if path.turns > 1 and self.ways.relay_count <= LOOKED_AT_MAX:
             return WIDE_AT_ONCE, WIDE_MAX
         return ASKED_AT_ONCE, ASKED_MAX
+
+    @property
+    def _is_large(self) -> bool:
+        """Tell whether the cluster is too large for asking everybody for everybody."""
+        return len(self._members.rows) > LOOKED_AT_MAX
+
+    @property
+    def _lost_count(self) -> int:
+        return len(self.paths) - len(self.found)
+
+    def _is_shared_out(self, node_id: NodeId) -> bool:
+        """Tell whether asking for a member has to be cheap: it has led to nothing for long."""
+        if not self._is_large or self.ways.fruitless <= FRUITLESS_MAX:
+            return False
+        return self._lost_count > LOST_IF_TORN or not self._members.is_active(node_id)
+
+    def _in_turn(self, node_id: NodeId, path: Path) -> list[Way]:
+        """Return one way at most, another for each ping: the lost members share out the relays."""
+        every = max(1, self._lost_count * SHARE_IF_TORN // len(self._members.rows))
+        turn, is_left_out = divmod(path.number, every)
+        if not self._members.is_active(node_id) and (is_left_out or path.turns):
+            return []
+        return [] if path.tried else self.ways.one_in_turn(node_id, turn + path.turns)
+
+    def one_for_removed(self, node_id: NodeId, now: Instant) -> Way:
+        """Return a way over one relay to somebody who was removed; none where that is too often."""
+        if self._is_large and now < self.ways.called_at + CALL_INTERVAL:
+            return ()
+        self.ways.called_at = now
+        return self.ways.any_one(node_id, self._context.rng)
 
     def over(self, node_id: NodeId, path: Path, way: Way, now: Instant) -> None:
         """Ask over one way; a relay that may be cut off from us itself is pinged too."""

@@ -437,7 +437,7 @@ class Membership:
     def dial_failed(self, failed: DialFailed, now: Instant) -> None:
         """Take a failed dial; a refused one fails the open ping of the node expected there."""
         node_id = self.discovery.failed(failed.address, failed.failure, failed.detail, now)
-        self.rerouting.call(node_id)
+        self.rerouting.call(node_id, now)
         if failed.close_reason is not None:
             where = f"{failed.address} says: {failed.detail}"
             self.identity.refused(failed.close_reason, failed.close_value, where, now)

@@ -93,11 +93,16 @@ class Rerouting:
     # --- what we say of our links -------------------------------------------------------------
 
     def _links_changed(self, now: Instant) -> None:
-        """Say soon, and at most once per ping interval, which links of ours are down."""
+        """Say soon, and at most once per ping interval, which links of ours are down.
+
+        Not at once: after a cut of many links most of those that a way is found to are dialled
+        within a moment, and what is said of them goes to everyone, twice.
+        """
         if ("down",) not in self._context.timers:
-            at = now
+            health = self._context.settings.health
+            at = now + health.ping_timeout
             if self._published_at is not None:
-                at = max(now, self._published_at + self._context.settings.health.ping_interval)
+                at = max(at, self._published_at + health.ping_interval)
             self._context.timers.set(("down",), at)
 
     def publish_down(self, now: Instant) -> None:
@@ -208,7 +213,7 @@ class Rerouting:
                 return bool(path.asked or path.answered)
         return self._is_enabled and self._asking.take_turn(node_id, now)
 
-    def call(self, node_id: NodeId | None) -> None:
+    def call(self, node_id: NodeId | None, now: Instant) -> None:
         """Ask one other for somebody who was removed, and of whom we know an address only.
 
         Nobody pings it, and if it has removed us too, it does not ping us. Whichever of both hears
@@ -217,7 +222,7 @@ class Rerouting:
         row = None if node_id is None else self._members.rows.get(node_id)
         if self._is_enabled and row is not None and row.health is Health.REMOVED:
             target = row.record.node_id
-            way = self._asking.ways.any_one(target, self._context.rng)
+            way = self._asking.one_for_removed(target, now)
             if way and self._links.direct_to(target) is None:
                 self._context.count("pings_rerouted")
                 self._send(target, way, Ping(0, self._members.digest))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import random
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TypeAlias
@@ -16,7 +17,7 @@ import attrs
 
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.members import Members
-from clusternode.core.types import NodeId
+from clusternode.core.types import Instant, NodeId
 from clusternode.core.wire.limits import RELAYS_MAX
 
 Way: TypeAlias = tuple[NodeId, ...]
@@ -59,6 +60,9 @@ class Hints:
 
 NO_HINTS = Hints(())
 
+NEWEST_MAX = 2
+"""Members that were found last; in a large cluster their ways are tried for others at once."""
+
 
 class Ways:
     """Our neighbours by preference, and which of their links have failed us."""
@@ -69,6 +73,10 @@ class Ways:
         self._priorities: dict[NodeId, int] = {}  # the same by id
         self._refused: dict[tuple[NodeId, NodeId], int] = {}  # (from, to) → when, in refusals
         self._refusals = 0
+        self.fruitless = 0
+        """Refusals and silences since the last answer."""
+        self.called_at: Instant = -math.inf
+        """When somebody was last asked for a removed member."""
 
     def opened(self, node_id: NodeId) -> None:
         """A direct connection is open: the node can pass things on for us."""
@@ -96,10 +104,12 @@ class Ways:
         if len(self._refused) >= REFUSED_MAX:
             del self._refused[next(iter(self._refused))]
         self._refusals += 1
+        self.fruitless += 1
         self._refused[at, following] = self._refusals
 
     def proved(self, way: Way, target: NodeId) -> None:
         """Something came back over a way: all its links work."""
+        self.fruitless = 0
         for pair in zip(way, (*way[1:], target), strict=True):
             self._refused.pop(pair, None)
 
@@ -164,6 +174,30 @@ class Ways:
             is_active = all(rows[relay].health is Health.ACTIVE for relay in way)
             if is_active and target not in way and len(way) <= RELAYS_MAX:
                 yield way
+
+    def newest(self, target: NodeId, known: dict[NodeId, Way], tried: Container[Way]) -> list[Way]:
+        """Return the ways to a member that go like those to others that were found last.
+
+        Args:
+            target: The member.
+            known: The ways that work to members without a direct link, the newest last.
+            tried: Ways to leave out.
+        """
+        found: dict[Way, None] = {}
+        for other in itertools.islice(reversed(known), NEWEST_MAX):
+            for way in (known[other], (*known[other], other)):
+                is_fit = target not in way and len(way) <= RELAYS_MAX and way not in tried
+                if is_fit and all(self._members.is_active(relay) for relay in way):
+                    if not self._is_doubtful(way, target):
+                        found[way] = None
+        return list(found)
+
+    def one_in_turn(self, target: NodeId, turn: int) -> list[Way]:
+        """Return the way over the relay whose turn it is, if that can be one."""
+        if not self._relays:
+            return []
+        _, relay = self._relays[turn % len(self._relays)]
+        return [(relay,)] if relay != target and self._members.is_active(relay) else []
 
     def any_one(self, target: NodeId, rng: random.Random) -> Way:
         """Return a way over one relay, whichever; none where there is no relay.

@@ -296,7 +296,9 @@ def test_a_member_without_a_link_is_named_in_the_record_once_an_interval():
     node.lose("n9")
     node.pong("n9", over="n1")
     node.forget()
-    node.lone.pass_time(0.1)
+    node.lone.pass_time(1.9)
+    assert node.sent("n3", Records) == []
+    node.lone.pass_time(0.2)
 
     (told,) = node.sent("n3", Records)
     assert told.records[0].down == ("n9",)
@@ -444,6 +446,56 @@ def test_members_whose_links_were_silent_for_a_moment_are_not_counted_as_lost():
     node.lose("n9")
 
     assert len(node.asked_over("n9")) == 5
+
+
+class Torn(Crossing):
+    """n5 in a cluster of seventy, from which the links to ten others were cut."""
+
+    def __init__(self):
+        super().__init__(remove_inactive=False)
+        others = [f"n{number}" for number in range(100, 170)]
+        self.links |= {name: self.lone.open(name) for name in others}
+        self.lost = others[:10]
+        for name in self.lost:
+            self.lose(name)
+        for _ in range(2):
+            self.round()
+
+    def round(self):
+        """Let all that is asked be refused for an interval; return (member, relay) asked."""
+        asked = []
+        relays = {name: link for name, link in self.links.items() if name not in self.lost}
+        for _ in range(10):
+            self.forget()
+            self.lone.pass_time(0.5, answers=tuple(relays.values()))
+            for name in relays:
+                for one in self.sent(name, Routed):
+                    asked.append((one.destination, name))
+                    self.receive(name, no_route("n5", one.destination, name, at=name))
+        return asked
+
+
+def test_where_nobody_is_found_in_a_large_cluster_one_relay_is_asked_for_each_ping():
+    node = Torn()
+    asked = node.round() + node.round()
+
+    assert len(node.lost) < len(asked) <= 3 * len(node.lost)
+    assert len({relay for _, relay in asked}) > len(asked) / 3
+
+
+def test_what_is_found_for_one_of_many_lost_members_is_tried_for_the_others():
+    node = Torn()
+    node.forget()
+    while not (asked := [name for name in node.links if node.sent(name, Routed)]):
+        node.lone.pass_time(0.1)
+    relay = asked[0]
+    found = node.sent(relay, Routed)[0].destination
+    node.pong(found, over=relay)
+    node.forget()
+    node.lone.pass_time(6.0)
+
+    over_it = {one.destination for one in node.sent(relay, Routed)}
+    assert over_it.issuperset(set(node.lost) - {found})
 
 
 def test_a_tunnel_that_takes_nothing_is_given_up_although_its_node_answers_over_others():

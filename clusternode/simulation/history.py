@@ -164,8 +164,12 @@ class Limits:
 
     result: Seconds = 30.0
     """No final result may take longer, from the call."""
+    patience: Seconds = 30.0
+    """How long a message is tried at least."""
     grace: Seconds = 10.0
     """How long after a fault has ended a member may still be shown as it was in the fault."""
+    notice: Seconds = 20.0
+    """How long a member that has ended may still be shown as active."""
     leave: Seconds = 2.0
     """How long a clean stop may take."""
     is_rerouting: bool = True
@@ -205,6 +209,21 @@ class History:
             and (life.leaving_since is None or life.leaving_since > to)
             for life in self.lives.get(node_id, ())
         )
+
+    def has_ended_since(self, node_id: NodeId, since: Instant, to: Instant) -> bool:
+        """Tell whether a process of the node ended from `since` to `to`."""
+        return any(
+            life.ended is not None and since <= life.ended <= to
+            for life in self.lives.get(node_id, ())
+        )
+
+    def partings(self) -> dict[tuple[NodeId, NodeId], list[Instant]]:
+        """Return (observer, member) → when the one gave the other up, or heard that it left."""
+        found: dict[tuple[NodeId, NodeId], list[Instant]] = {}
+        for fact in self.statuses:
+            if fact.status not in ("active", "not_active"):
+                found.setdefault((fact.observer, fact.member), []).append(fact.at)
+        return found
 
     def is_alive(self, node_id: NodeId, at: Instant) -> bool:
         return any(life.covers(at) for life in self.lives.get(node_id, ()))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from clusternode.core.effects import Outcome
 from clusternode.core.types import Instant, NodeId, ResultCode
+from clusternode.simulation import promptness  # noqa: F401  # registers its checks
 from clusternode.simulation.checks import ALWAYS, EVENTUALLY, Finding, View, always, eventually
 from clusternode.simulation.history import (
     DeliveryFact,
@@ -116,6 +117,7 @@ def the_reachable_are_reached(view: View) -> Iterator[Finding]:
     """
     history = view.history
     arrived = {(key, node_id) for key, node_id, _ in history.arrivals}
+    partings = history.partings()
     for fact in history.deliveries.values():
         if fact.is_reply or fact.is_opaque:
             continue
@@ -126,7 +128,11 @@ def the_reachable_are_reached(view: View) -> Iterator[Finding]:
             has_arrived = node_id in fact.queued or (fact.key, node_id) in arrived
             if not calls and not has_arrived:
                 yield at, f"{fact.key}: {int(code)} from {node_id}, which could be reached"
-            elif any(
+            elif not any(
+                # who gives a member up lets go of the results that it owes it
+                fact.at <= parting <= at
+                for parting in partings.get((node_id, fact.origin), ())
+            ) and any(
                 call.code is ResultCode.OK
                 and call.ended is not None
                 and call.ended < at - history.settings.grace
@@ -141,10 +147,11 @@ _GIVEN_UP = frozenset(
 
 
 def _could_be_reached(fact: DeliveryFact, node_id: NodeId, to: Instant, history: History) -> bool:
-    since = fact.at - history.settings.grace
+    grace = history.settings.grace
+    since = to - grace  # what held it back before has been mended for long enough
     return (
-        history.is_well_throughout(fact.origin, since, to)
-        and history.is_well_throughout(node_id, since, to)
+        history.is_well_throughout(fact.origin, fact.at - grace, to)
+        and history.is_well_throughout(node_id, fact.at - grace, to)
         and (
             is_clear(history, fact.origin, node_id, since, to)
             or _is_only_cut(history, fact.origin, node_id, since, to)
@@ -236,7 +243,8 @@ def _no_reply_is_missed(history: History) -> Iterator[Finding]:
         if not ended_well or any(other == key for _, _, other in request.replies):
             continue
         for at, _, code in reply.results:
-            if code is ResultCode.NOT_FOUND and at <= _timeout_of(request, history):
+            is_told = code in (ResultCode.OK, ResultCode.NOT_FOUND)
+            if is_told and at <= _timeout_of(request, history):
                 yield at, f"{made.request}: the reply {key} was missed"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -69,7 +70,7 @@ class Table:
     def number(self, key: str, default: object = 0.0, *, at_least: float = 0.0) -> float:
         expected = f"a number of at least {at_least:g}"
         value = float(self.take(key, (int, float), expected, default))
-        if not value >= at_least:
+        if not at_least <= value < math.inf:
             raise self.error(key, f"{value!r}: expected {expected}")
         return value
 
@@ -92,7 +93,7 @@ class Table:
         value = self.take(key, (int, float, list), expected, list(default))
         ends = value if isinstance(value, list) else [value, value]
         is_good = len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
-        if not is_good or not 0 <= ends[0] <= ends[1]:
+        if not is_good or not 0 <= ends[0] <= ends[1] < math.inf:
             raise self.error(key, f"{value!r}: expected {expected}")
         return float(ends[0]), float(ends[1])
 

@@ -362,8 +362,11 @@ def limits_of(plan: WorldPlan) -> Limits:
         + discovery.redial_max
         + GRACE_MARGIN
     )
+    pings = (health.fail_count_threshold_not_active if health.fail_count_enabled else 0) + 1
     messaging = plan.messaging
     return Limits(
+        notice=grace + (pings - 1) * (health.ping_interval + 3 * health.ping_timeout),
+        patience=min(messaging.result_timeout, messaging.delivery_timeout),
         result=max(messaging.result_timeout, messaging.delivery_timeout) + GRACE_MARGIN,
         grace=grace,
         is_rerouting=health.enable_rerouting,

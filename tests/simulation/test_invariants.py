@@ -236,6 +236,40 @@ def a_route_that_raises(told):
     told.lives[ONE][0].routes_failed.append((30.0, "message:news heard: KeyError: 'x'"))
 
 
+def a_reply_that_nobody_sees(told):
+    told.requests[QUESTION].replies.clear()
+    told.requests[QUESTION].finished[:] = [(20.2, TWO, Outcome.NOTHING, ResultCode.OK)]
+    replied = DeliveryFact(ANSWER, TWO, 1, ChannelName(""), 20.05, is_reply=True)
+    replied.fanouts.append([ONE])
+    replied.results.append((20.3, ONE, ResultCode.OK))
+    told.deliveries[ANSWER] = replied
+
+
+def a_death_that_nobody_notices(told):
+    told.lives[THREE][0].leaving_since = None
+    told.lives[THREE][0].how = "powered off"
+    told.statuses.pop()
+
+
+def a_late_notice(told):
+    a_death_that_nobody_notices(told)
+    told.statuses.append(StatusFact(90.0, ONE, 1, THREE, "not_active", "active", ""))
+
+
+def a_leaver_that_failed(told):
+    told.statuses.insert(1, StatusFact(50.1, ONE, 1, THREE, "not_active", "active", ""))
+
+
+def ended_long_after_the_last_handler(told):
+    asked = told.requests[QUESTION]
+    asked.finished[:], asked.ended[:] = [(24.9, TWO, Outcome.REPLIED, ResultCode.OK)], [24.9]
+    told.handlings[QUESTION, TWO].append(HandlingFact(QUESTION, TWO, 1, 20.1, 20.2, ResultCode.OK))
+
+
+def given_up_after_a_moment(told):
+    told.deliveries[LATER].results[:] = [(15.0, TWO, ResultCode.TIMEOUT)]
+
+
 VIOLATED = {
     "exactly-one-final-result": [
         no_result,
@@ -256,7 +290,12 @@ VIOLATED = {
         said_to_reply_but_did_not,
         reply_of_a_former_life,
         reply_twice,
+        a_reply_that_nobody_sees,
     ],
+    "requests-end-early": [ended_long_after_the_last_handler],
+    "the-dead-are-noticed": [a_death_that_nobody_notices, a_late_notice],
+    "a-clean-stop-is-heard": [a_leaver_that_failed],
+    "nothing-is-given-up-early": [given_up_after_a_moment],
     "replies-as-wanted": [another_reply, no_reply],
     "no-route-fails": [a_route_that_raises],
     "health-follows-table": [no_edge, a_jump],
@@ -373,6 +412,48 @@ def test_a_message_that_a_partition_held_back_may_be_given_up():
     told.disturbances.append(Disturbance("block", 41.0, frozenset({ONE}), frozenset({TWO})))
 
     assert violations_of("x", ALWAYS["the-reachable-are-reached"], view(told)) == []
+
+
+def test_a_message_must_arrive_when_what_held_it_back_was_mended_long_ago():
+    told = history()
+    given_up_on_the_reachable(told)
+    held = Disturbance("block", 41.0, frozenset({ONE}), frozenset({TWO}), until=50.0)
+    told.disturbances.append(held)
+
+    assert violations_of("x", ALWAYS["the-reachable-are-reached"], view(told))
+
+
+def test_who_gave_its_asker_up_owes_it_no_result_any_more():
+    told = history()
+    given_up_on_what_was_handled(told)
+    told.statuses.append(StatusFact(55.0, TWO, 1, ONE, "disabled", "not_active", ""))
+
+    assert violations_of("x", ALWAYS["the-reachable-are-reached"], view(told)) == []
+
+
+def test_who_is_back_before_the_others_had_to_know_was_not_missed():
+    told = history()
+    a_death_that_nobody_notices(told)
+    told.lives[THREE].append(LifeFact(THREE, 2, 55.0))
+
+    assert violations_of("x", ALWAYS["the-dead-are-noticed"], view(told)) == []
+
+
+def test_a_leaver_behind_a_cut_cannot_be_heard():
+    told = history()
+    a_leaver_that_failed(told)
+    told.disturbances.append(Disturbance("block", 45.0, frozenset({THREE}), frozenset({ONE})))
+    told.disturbances.append(Disturbance("block", 45.0, frozenset({THREE}), frozenset({TWO})))
+
+    assert violations_of("x", ALWAYS["a-clean-stop-is-heard"], view(told)) == []
+
+
+def test_what_waits_for_a_member_that_was_given_up_ends_with_it():
+    told = history()
+    given_up_after_a_moment(told)
+    told.statuses.append(StatusFact(15.0, ONE, 1, TWO, "disabled", "not_active", ""))
+
+    assert violations_of("x", ALWAYS["nothing-is-given-up-early"], view(told)) == []
 
 
 def test_a_killed_caller_needs_no_results():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from clusternode.errors import ScenarioError
@@ -31,6 +33,8 @@ def story(**values):
         ({"step": [{"at": 1, "load": "brodcast", "rate": 1, "for": 1}]}, "did you mean 'broad"),
         ({"step": [{"at": 1, "load": "broadcast", "for": 1}]}, "rate: is missing"),
         ({"step": [{"at": -1, "heal": True}]}, "at: -1.0: expected a number of at least 0"),
+        ({"step": [{"at": math.inf, "heal": True}]}, "at: inf: expected a number of at least 0"),
+        ({"network": {"latency": [0, math.inf]}}, "expected a number, or two"),
         ({"expect": {"always": ["no-duplicate"]}}, "did you mean 'no-duplicate-delivery'"),
         ({"expect": {"eventually": {"by": 5, "holds": "nobody-wait"}}}, "'nobody-waits'"),
         ({"expect": {"eventually": {"holds": "nobody-waits"}}}, "by: is missing"),

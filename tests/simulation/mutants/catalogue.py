@@ -27,6 +27,7 @@ from clusternode.core.messaging.sending import Sending
 from clusternode.core.messaging.streams import Receiving, Stream
 from clusternode.core.node import Node
 from clusternode.core.tunnels import Tunnels
+from clusternode.core.types import ResultCode
 from clusternode.core.wire.messages import Resume, Segment
 from clusternode.core.wire.tunnel import Tunnel
 
@@ -93,6 +94,10 @@ EVERYONE = "everyone-sees-everyone"
 CONVERGED = "converged-digests"
 DEAD = "the-dead-are-removed"
 LEFT = "leavers-are-left"
+HEARD = "a-clean-stop-is-heard"
+NOTICED = "the-dead-are-noticed"
+EARLY = "requests-end-early"
+PATIENT = "nothing-is-given-up-early"
 WAITS = "nobody-waits"
 LINKS = "links-are-true"
 DIRECT = "links-are-direct"
@@ -139,6 +144,16 @@ def resume_forgets_what_was_received(right: Function) -> Function:
         self.acknowledged = self.last_received
 
     return resume
+
+
+@mutant(Deliveries, "_enqueue", ["arrives-after-a-long-stall"], [PATIENT])
+def messages_expire_early(right: Function) -> Function:
+    """What waits for its result is given up ten seconds before its time."""
+
+    def enqueue(self: Deliveries, stream: Any, outgoing: Any) -> None:
+        right(self, stream, attrs.evolve(outgoing, deadline=outgoing.deadline - 10.0))
+
+    return enqueue
 
 
 @mutant(Deliveries, "bind", BROKEN, [TWICE, TRUE, REACHED, ORDER])
@@ -273,6 +288,24 @@ def the_first_reply_ends_it(right: Function) -> Function:
     return replied
 
 
+@mutant(Requests, "finish", ["forms-and-talks"], [EARLY])
+def requests_end_at_their_timeout(right: Function) -> Function:
+    """The last node that is asked is waited for to the end, whether it is done or not."""
+
+    def finish(self: Requests, request: Any, node_id: Any, code: Any) -> None:
+        opened = self._open.get(request)
+        if opened is None or len(opened.waiting) > 1:
+            right(self, request, node_id, code)
+
+    return finish
+
+
+@mutant(Requests, "replied_untrusted", ["forms-and-talks"], [REPLIES])
+def a_reply_is_acknowledged_and_dropped(right: Function) -> Function:
+    """The replier is told 200, and nobody gets the reply."""
+    return lambda self, node_id, reply: ResultCode.OK
+
+
 # Members.
 
 
@@ -333,7 +366,7 @@ def the_removed_are_never_dialled(right: Function) -> Function:
     return removed
 
 
-@mutant(Members, "change_own", ["clean-stop-is-heard"], [LEFT, EVERYONE])
+@mutant(Members, "change_own", ["clean-stop-is-heard"], [HEARD])
 def nobody_hears_of_a_clean_stop(right: Function) -> Function:
     """The last version of a record does not say that its node leaves."""
     return lambda self, **changed: right(self, **(changed | {"left": False}))
@@ -358,6 +391,24 @@ def open_pings_never_fail(right: Function) -> Function:
     """A silent host is given more time for ever."""
 
     def timed_out(self: Keepalive, node_id: Any, now: float) -> bool:
+        self.postpone(node_id, now)
+        return False
+
+    return timed_out
+
+
+@mutant(Keepalive, "timed_out", ["killed-and-restarted"], [NOTICED])
+def silence_is_forgiven_for_a_minute(right: Function) -> Function:
+    """A silent host is given a minute more, and is noticed all the same."""
+    looks: dict[Any, list[float]] = {}  # (keepalive, member) → when its open ping was looked at
+
+    def timed_out(self: Keepalive, node_id: Any, now: float) -> bool:
+        seen = looks.setdefault((id(self), node_id), [now])
+        if now - seen[-1] > 10.0:
+            seen[:] = [now]
+        seen.append(now)
+        if now - seen[0] > 60.0:
+            return right(self, node_id, now)
         self.postpone(node_id, now)
         return False
 

@@ -143,6 +143,8 @@ class Membership:
                 rival = None
         if link.phase is not Phase.RESUMING and rival is not None:
             link.held_resume = resume
+        elif self._streams.doubts(link.node_id, link.hello, resume):
+            self._drop(link, CloseReason.DUPLICATE_CONNECTION, now)  # the peer chose another later
         elif not self._refused_as_unfit(link, now):
             self._resume(link, resume, now)
 
@@ -218,10 +220,7 @@ class Membership:
             self.discovery.dial_ended(link.dialed, now)
 
     def _ended(self, link: Link, now: Instant, *, pings: bool = True) -> None:
-        """Let the next connection of the node take its place, or dial it and, with `pings`, ask.
-
-        The connection is forgotten already.
-        """
+        """Let the next one take the place of a forgotten connection, or dial and, if so, ping."""
         node_id = link.node_id
         self._unbind(link, now)
         if link.phase is Phase.OPEN:

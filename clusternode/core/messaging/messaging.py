@@ -237,6 +237,20 @@ class Messaging:
         """Fix the positions for a connection: what we have taken and what we can still send."""
         return self.deliveries.bind(node_id, hello)
 
+    def doubts(self, node_id: NodeId, hello: Hello, resume: Resume) -> bool:
+        """Tell whether the peer has acknowledged more than it says here; doubts it once.
+
+        Then it has said so before it chose another connection, which has ended first: the Close of
+        this one is on its way. Who says it again has forgotten what it took.
+        """
+        stream = self.deliveries.streams.get(node_id)
+        if stream is None or stream.incarnation != hello.incarnation:
+            return False
+        is_doubted = resume.last_received < stream.sending.acknowledged
+        if is_doubted:
+            stream.sending.acknowledged = 0
+        return is_doubted
+
     def resumed_untrusted(self, node_id: NodeId, resume: Resume, now: Instant) -> bool:
         """Take the peer's side of it; tells whether it is possible."""
         return self.deliveries.resumed_untrusted(node_id, resume, now)

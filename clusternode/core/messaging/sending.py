@@ -99,6 +99,8 @@ class Sending:
     asking: dict[int, Outgoing] = NOBODY  # position → request without its result
     given: int = 0
     """The last position given."""
+    acknowledged: int = 0
+    """The last position that the peer has acknowledged."""
     unsent_bytes: int = 0
     unacknowledged_bytes: int = 0
     results: ResultsBuffer = attrs.Factory(ResultsBuffer)
@@ -206,6 +208,7 @@ class Sending:
         for _ in range(position - self.first_held + 1):
             released += popleft()[0].size_bytes
         self.unacknowledged_bytes -= released
+        self.acknowledged = max(self.acknowledged, position)
         return True
 
     def settle_untrusted(self, first: int, last: int) -> list[Outgoing] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clusternode.core.effects import Disconnect, Write
+from clusternode.core.effects import Disconnect, Settle, Write
 from clusternode.core.events import DuplicateId, PeerMisbehaved
 from clusternode.core.inputs import (
     Disconnected,
@@ -15,7 +15,14 @@ from clusternode.core.inputs import (
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.links import CONTROL_BYTES_MAX, WAITING_LINKS_MAX
 from clusternode.core.settings import DiscoverySettings
-from clusternode.core.types import ChannelName, ConnectionId, DeliveryId, Incarnation, NodeId
+from clusternode.core.types import (
+    ChannelName,
+    ConnectionId,
+    DeliveryId,
+    Incarnation,
+    NodeId,
+    ResultCode,
+)
 from clusternode.core.wire.limits import ENTRIES_MAX, STRANGERS_MAX
 from clusternode.core.wire.messages import (
     Ack,
@@ -123,6 +130,43 @@ def test_a_resume_that_was_held_back_opens_its_connection_when_the_other_one_end
 
     assert lone.is_open("n1")
     assert lone.of_type(Resume, ours) == [Resume(0, 1)]
+
+
+def test_what_was_acknowledged_since_a_resume_was_held_back_is_not_given_up_for_it():
+    lone = Lone()
+    ours = lone.connect("n1", dialed=address_of("n1"))
+    theirs = lone.connect("n1")
+    lone.receive(theirs, Resume(0, 1))
+    lone.receive(ours, Resume(0, 1))  # said before n1 decided for the other one
+    lone.receive(theirs, Pong(lone.of_type(Ping, theirs)[-1].number, 0))
+    lone.feed(Publish(DeliveryId(1), ChannelName("news"), b"body"))
+    lone.receive(theirs, Ack(1))
+
+    lone.feed(Disconnected(theirs))
+    assert closed_for(lone, ours) == CloseReason.DUPLICATE_CONNECTION
+    assert lone.effects_of(Settle) == []
+
+    newer = lone.connect("n1")
+    lone.receive(newer, Resume(1, 1), Results([Run(1, 1, ResultCode.OK)]))
+    assert lone.effects_of(Settle)[-1].results == [(DeliveryId(1), "n1", ResultCode.OK)]
+
+
+def test_whoever_says_twice_that_it_has_less_than_it_acknowledged_has_forgotten():
+    lone = Lone()
+    old = lone.open("n1")
+    lone.feed(Publish(DeliveryId(1), ChannelName("news"), b"body"))
+    lone.receive(old, Ack(1))
+    lone.feed(Disconnected(old))
+
+    stale = lone.connect("n1")
+    lone.receive(stale, Resume(0, 1))  # was on the way when n1 chose the one that has ended
+    assert closed_for(lone, stale) == CloseReason.DUPLICATE_CONNECTION
+    assert lone.effects_of(Settle) == []
+
+    again = lone.connect("n1")
+    lone.receive(again, Resume(0, 1))
+    assert lone.is_open("n1")
+    assert lone.effects_of(Settle)[-1].results == [(DeliveryId(1), "n1", ResultCode.TIMEOUT)]
 
 
 def test_a_resume_for_a_newer_connection_replaces_the_open_one():

@@ -139,9 +139,14 @@ class Asking:
         return True
 
     def _is_worth_more(self, node_id: NodeId, now: Instant) -> bool:
-        if self._is_shared_out(node_id):
+        if self._is_torn or self._is_shared_out(node_id):
             return False
         return self._members.is_active(node_id) and bool(self._suspects(node_id, now))
+
+    @property
+    def _is_torn(self) -> bool:
+        """Tell whether so many are lost that it is no matter of a few links."""
+        return self._lost_count > MANY_LOST
 
     def silent(self, node_id: NodeId, path: Path, now: Instant) -> None:
         """Ask those later from whom nothing has come for a member, although we hear them."""
@@ -172,7 +177,7 @@ class Asking:
 
     def _limits(self, node_id: NodeId, path: Path) -> tuple[int, int]:
         """Return how many ways are asked at once, and in one turn."""
-        if self._lost_count > MANY_LOST:
+        if self._is_torn:
             return ASKED_AT_ONCE, ASKED_IF_MANY
         if not self._members.is_active(node_id):
             return ASKED_AT_ONCE, ASKED_FOR_LOST_MAX
@@ -222,13 +227,14 @@ class Asking:
 
     def _hints(self, node_id: NodeId, path: Path, now: Instant) -> Hints:
         """Return what our own pings say about the relays: who is silent, and who is not."""
-        silent = {
-            relay: None for relay in self.ways.relays() if self._is_silent(relay, now)
-        }  # a dict for its order
-        if path.turns < TURNS:
-            return Hints(silent)
+
+        def is_silent(relay: NodeId) -> bool:
+            return self._is_silent(relay, now)
+
+        if path.turns < TURNS or self._is_torn:
+            return Hints(is_silent)
         heard = [relay for relay in self.ways.relays() if self._is_heard(relay, node_id)]
-        return Hints(silent, heard, self._suspects(node_id, now))
+        return Hints(is_silent, heard, self._suspects(node_id, now))
 
     def _suspects(self, node_id: NodeId, now: Instant) -> list[NodeId]:
         """Return the active members that may be cut off from us like this one, but not from all."""

@@ -10,7 +10,7 @@ import bisect
 import itertools
 import math
 import random
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -42,8 +42,8 @@ PAIRS_MAX = 256
 class Hints:
     """What our own pings say about relays while a member is asked for."""
 
-    silent: Container[NodeId]
-    """Direct neighbours that have not answered for a while: asked last."""
+    is_silent: Callable[[NodeId], bool] = lambda relay: False
+    """Which direct neighbours have not answered for a while: they are asked last."""
     heard: Sequence[NodeId] = ()
     """Direct neighbours that have answered since the member did not."""
     cut_off: Sequence[NodeId] = ()
@@ -58,7 +58,7 @@ class Hints:
                     yield (first, other)
 
 
-NO_HINTS = Hints(())
+NO_HINTS = Hints()
 
 NEWEST_MAX = 2
 """Members that were found last; in a large cluster their ways are tried for others at once."""
@@ -151,7 +151,7 @@ class Ways:
         for way in self._all(target, known, turn, hints):
             if way in tried:
                 continue
-            if way[0] in hints.silent or self._is_doubtful(way, target):
+            if hints.is_silent(way[0]) or self._is_doubtful(way, target):
                 doubtful.append((self._refused.get((way[-1], target), 0), way))
             else:
                 yield way

@@ -41,12 +41,26 @@ def have_a_relay(
     ignoring: tuple[str, ...] = (),
 ) -> bool:
     """Tell whether some third node could pass things on between two, all that time."""
-    return history.settings.is_rerouting and any(
-        history.is_well_throughout(relay, since, to)
-        and is_clear(history, one, relay, since, to, ignoring)
-        and is_clear(history, relay, other, since, to, ignoring)
+    if not history.settings.is_rerouting:
+        return False
+    meanwhile = [
+        disturbance
+        for disturbance in history.disturbances
+        if disturbance.at <= to and (disturbance.until is None or disturbance.until >= since)
+        if not f"{disturbance.kind} ".startswith(ignoring)
+    ]
+    unfit = {one, other}
+    for node_id in (one, other):
+        for disturbance in meanwhile:
+            if not disturbance.right and node_id in disturbance.left:
+                return False
+            if not disturbance.right or node_id in disturbance.right:
+                unfit |= disturbance.left
+            if node_id in disturbance.left:
+                unfit |= disturbance.right
+    return any(
+        relay not in unfit and history.is_well_throughout(relay, since, to)
         for relay in history.lives
-        if relay not in (one, other)
     )
 
 

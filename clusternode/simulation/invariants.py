@@ -76,9 +76,9 @@ def _results_of_one(fact: DeliveryFact, view: View) -> Iterator[Finding]:
     if life.ended is None or life.ended - fact.at > view.history.settings.result:
         limit = fact.at + view.history.settings.result
         missing = [node_id for node_id in destinations if not counted[node_id]]
-        if missing and view.now > limit:
+        was_paused = _was_paused(view.history, fact.origin, fact.at, limit)
+        if missing and view.now > limit and not (was_paused and life.ended is not None):
             yield limit, f"{fact.key}: no result of {', '.join(missing)}"
-        was_paused = _was_paused(view.history, fact.origin)
         for at, node_id, code in fact.results:
             if at > limit and not was_paused:
                 yield at, f"{fact.key}: the result {int(code)} of {node_id} came too late"
@@ -201,7 +201,7 @@ def replies_accounted(view: View) -> Iterator[Finding]:
         life = view.history.life_of(fact.origin, fact.life)
         limit = _timeout_of(fact, view.history)
         is_due = view.now > limit and (life.ended is None or life.ended > limit)
-        if is_due and not _was_paused(view.history, fact.origin):
+        if is_due and not _was_paused(view.history, fact.origin, fact.at, limit):
             yield from _request_ended_well(fact, limit)
         yield from _replies_are_real(fact, view.history)
     yield from _no_reply_is_missed(view.history)
@@ -395,12 +395,14 @@ def left_means_left(view: View) -> Iterator[Finding]:
         if life.leaving_since is None:
             continue
         limit = life.leaving_since + history.settings.leave
-        if (life.ended or view.now) > limit and not _was_paused(history, life.node_id):
+        was_paused = _was_paused(history, life.node_id, life.leaving_since, limit)
+        if (life.ended or view.now) > limit and not was_paused:
             yield limit, f"{life.node_id} still runs {history.settings.leave} s after its stop"
 
 
-def _was_paused(history: History, node_id: NodeId) -> bool:
-    return any(d.kind == f"pause {node_id}" for d in history.disturbances)
+def _was_paused(history: History, node_id: NodeId, since: Instant, to: Instant) -> bool:
+    pauses = [one for one in history.disturbances if one.kind == f"pause {node_id}"]
+    return any(pause.excuses(node_id, node_id, since, to) for pause in pauses)
 
 
 @always("bounded-queues")

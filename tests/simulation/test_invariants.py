@@ -456,6 +456,24 @@ def test_what_waits_for_a_member_that_was_given_up_ends_with_it():
     assert violations_of("x", ALWAYS["nothing-is-given-up-early"], view(told)) == []
 
 
+def test_whoever_is_killed_while_it_stands_still_owes_no_results():
+    told = history()
+    no_result(told)
+    told.lives[ONE][0].ended = 60.0
+    assert violations_of("x", ALWAYS["exactly-one-final-result"], view(told))
+
+    told.disturbances.append(Disturbance("pause n1", 30.0, frozenset({ONE}), until=60.0))
+    assert violations_of("x", ALWAYS["exactly-one-final-result"], view(told)) == []
+
+
+def test_a_pause_at_another_time_is_no_excuse():
+    told = history()
+    result_too_late(told)
+    told.disturbances.append(Disturbance("pause n1", 70.0, frozenset({ONE}), until=75.0))
+
+    assert violations_of("x", ALWAYS["exactly-one-final-result"], view(told))
+
+
 def test_a_killed_caller_needs_no_results():
     told = history()
     no_result(told)

@@ -1,8 +1,8 @@
 """Write the pages and sections of the documentation that are made from the code.
 
-`python docs/generate.py` writes docs/reference/*.md and fills every section between
-`<!-- generated: NAME -->` and `<!-- /generated -->` in README.md and docs/; with `--check` it
-writes nothing and fails where the files differ from what it would write.
+`python docs/generate.py` writes docs/reference/*.md, draws docs/scale.svg, and fills every section
+between `<!-- generated: NAME -->` and `<!-- /generated -->` in README.md and docs/; with `--check`
+it writes nothing and fails where the files differ from what it would write.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import ast
 import enum
 import inspect
+import math
 import re
 import sys
 import textwrap
@@ -86,6 +87,7 @@ def generated_files() -> Iterator[tuple[Path, str]]:
         text = path.read_text(encoding="utf-8")
         if SECTION.search(text):
             yield path, SECTION.sub(_filled, text)
+    yield DOCS / "scale.svg", scale_figure((DOCS / "scale.md").read_text(encoding="utf-8"))
 
 
 def _is_current(path: Path, text: str) -> bool:
@@ -97,6 +99,67 @@ def _filled(match: re.Match[str]) -> str:
     if name not in SECTIONS:
         raise GenerateError(f"no generated section is called {name}; there are {sorted(SECTIONS)}")
     return f"<!-- generated: {name} -->\n\n{SECTIONS[name]().strip()}\n\n<!-- /generated -->"
+
+
+# Figures
+
+
+PANEL_WIDTH, PANEL_HEIGHT, PANEL_MARGIN = 220, 200, 50
+"""Of one graph, in units of the picture; the margin is for its numbers."""
+PANELS = (
+    ("bytes of a ping", "A ping", 2),
+    ("inputs for each ping", "A ping", 4),
+    ("pings a second of a node, at 60 s", "A node", 3),
+)
+"""Title, section of scale.md, and column of its first table."""
+
+
+def scale_figure(page: str) -> str:
+    """Draw the tables of scale.md: what one ping costs stays, what a node sends grows."""
+    width = len(PANELS) * (PANEL_WIDTH + PANEL_MARGIN)
+    height = PANEL_HEIGHT + 2 * PANEL_MARGIN
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="11">',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    for number, (title, section, column) in enumerate(PANELS):
+        points = _numbers_in(page, section, column)
+        lines += _panel(PANEL_MARGIN + number * (PANEL_WIDTH + PANEL_MARGIN), title, points)
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _numbers_in(page: str, section: str, column: int) -> list[tuple[float, float]]:
+    """Return (nodes, largest number of a column) of the first table of a section."""
+    text = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if re.match(r"\| \d", line)]
+    if not rows:
+        raise GenerateError(f"scale.md: no table of numbers in {section!r}")
+    return [
+        (float(row[0]), max(map(float, re.findall(r"\d+(?:\.\d+)?", row[column])))) for row in rows
+    ]
+
+
+def _panel(left: int, title: str, points: list[tuple[float, float]]) -> Iterator[str]:
+    """Draw one graph: nodes to the right, each ten times the last; upwards from zero."""
+    bottom, right = PANEL_MARGIN + PANEL_HEIGHT, left + PANEL_WIDTH
+    decades, most = math.log10(points[-1][0]) - 1, max(value for _, value in points)
+    places = [
+        (
+            left + round((PANEL_WIDTH - 40) * (math.log10(nodes) - 1) / decades) + 20,
+            bottom - round((PANEL_HEIGHT - 20) * value / most),
+        )
+        for nodes, value in points
+    ]
+    yield f'<text x="{left}" y="{PANEL_MARGIN - 20}" font-size="13">{title}</text>'
+    yield f'<path d="M{left} {PANEL_MARGIN}V{bottom}H{right}" fill="none" stroke="#888"/>'
+    path = " ".join(f"{x},{y}" for x, y in places)
+    yield f'<polyline points="{path}" fill="none" stroke="#3a6ea5" stroke-width="2"/>'
+    for (x, y), (nodes, value) in zip(places, points, strict=True):
+        yield f'<circle cx="{x}" cy="{y}" r="3" fill="#3a6ea5"/>'
+        yield f'<text x="{x}" y="{y - 7}" text-anchor="middle">{value:g}</text>'
+        yield f'<text x="{x}" y="{bottom + 15}" text-anchor="middle">{nodes:g}</text>'
+    yield f'<text x="{right}" y="{bottom + 32}" text-anchor="end">nodes</text>'
 
 
 # Pages

@@ -158,7 +158,7 @@ class Asking:
         """Ask over further ways; tells whether any is waited for."""
         if path.way and path.way not in path.tried:
             self.over(node_id, path, path.way, now)
-        if self._is_large:
+        if self.is_large:
             for way in self.ways.newest(node_id, self.found, path.tried):
                 self.over(node_id, path, way, now)
         if self._is_shared_out(node_id):
@@ -186,7 +186,7 @@ class Asking:
         return ASKED_AT_ONCE, ASKED_MAX
 
     @property
-    def _is_large(self) -> bool:
+    def is_large(self) -> bool:
         """Tell whether the cluster is too large for asking everybody for everybody."""
         return len(self._members.rows) > LOOKED_AT_MAX
 
@@ -196,7 +196,7 @@ class Asking:
 
     def _is_shared_out(self, node_id: NodeId) -> bool:
         """Tell whether asking for a member has to be cheap: it has led to nothing for long."""
-        if not self._is_large or self.ways.fruitless <= FRUITLESS_MAX:
+        if not self.is_large or self.ways.fruitless <= FRUITLESS_MAX:
             return False
         return self._lost_count > LOST_IF_TORN or not self._members.is_active(node_id)
 
@@ -210,7 +210,7 @@ class Asking:
 
     def one_for_removed(self, node_id: NodeId, now: Instant) -> Way:
         """Return a way over one relay to somebody who was removed; none where that is too often."""
-        if self._is_large and now < self.ways.called_at + CALL_INTERVAL:
+        if self.is_large and now < self.ways.called_at + CALL_INTERVAL:
             return ()
         self.ways.called_at = now
         return self.ways.any_one(node_id, self._context.rng)

@@ -95,12 +95,13 @@ class Rerouting:
     def _links_changed(self, now: Instant) -> None:
         """Say soon, and at most once per ping interval, which links of ours are down.
 
-        Not at once: after a cut of many links most of those that a way is found to are dialled
-        within a moment, and what is said of them goes to everyone, twice.
+        Not at once in a large cluster: after a cut of many links most of those that a way is
+        found to are dialled within a moment, and what is said of them goes to everyone, twice.
+        In a small one it shows others at once whom not to ask.
         """
         if ("down",) not in self._context.timers:
             health = self._context.settings.health
-            at = now + health.ping_timeout
+            at = now + (health.ping_timeout if self._asking.is_large else 0.0)
             if self._published_at is not None:
                 at = max(at, self._published_at + health.ping_interval)
             self._context.timers.set(("down",), at)

@@ -105,9 +105,9 @@ class Sending:
     unacknowledged_bytes: int = 0
     results: ResultsBuffer = attrs.Factory(ResultsBuffer)
     """Results of messages and replies; written before all data."""
-    blamed: int = 0
-    """The position that was at the head when the peer last closed for a protocol error."""
-    blamed_times: int = 0
+    blamed: tuple[int, int] = (0, 0)
+    """(position, times): which one was at the head when the peer last closed for a protocol error,
+    and how often in a row that was."""
 
     @property
     def first_held(self) -> int:
@@ -275,25 +275,22 @@ class Sending:
         if len(self.resend) >= len(self.unacknowledged):
             return
         head = self.first_held
-        self.blamed_times = self.blamed_times + 1 if self.blamed == head else 1
-        self.blamed = head
+        position, times = self.blamed
+        self.blamed = head, times + 1 if position == head else 1
 
     def give_up_blamed(self) -> Outgoing | None:
         """Put an empty frame in the place of one that was blamed too often; returns that one.
 
         Only after a Resume: it says that the peer has certainly not taken it.
         """
-        if (
-            self.blamed_times < BLAMED_TIMES_MAX
-            or self.blamed != self.first_held
-            or not self.unacknowledged
-        ):
+        position, times = self.blamed
+        if times < BLAMED_TIMES_MAX or position != self.first_held or not self.unacknowledged:
             return None
         frame, _ = self.unacknowledged[0]
         empty = frame_of(Results([]))
         self.unacknowledged[0] = (empty, None)
         self.unacknowledged_bytes += empty.size_bytes - frame.size_bytes
-        position, self.blamed, self.blamed_times = self.blamed, 0, 0
+        self.blamed = (0, 0)
         return self.pending.pop(position, None) or self.asking.pop(position, None)
 
     def trim(self, unacknowledged_bytes_max: int) -> None:

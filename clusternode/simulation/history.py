@@ -172,6 +172,8 @@ class Limits:
     """How long a member that has ended may still be shown as active."""
     leave: Seconds = 2.0
     """How long a clean stop may take."""
+    ping_timeout: Seconds = 2.0
+    """How long a ping waits for its answer."""
     is_rerouting: bool = True
     """Whether the nodes reach each other through others."""
 
@@ -191,6 +193,8 @@ class History:
     replies_made: dict[Key, ReplyMade] = attrs.Factory(dict)
     statuses: list[StatusFact] = attrs.Factory(list)
     disturbances: list[Disturbance] = attrs.Factory(list)
+    resets: list[tuple[Instant, frozenset[NodeId]]] = attrs.Factory(list)
+    """When the connections of which two hosts were broken."""
     removals: list[tuple[Instant, NodeId, NodeId]] = attrs.Factory(list)
     """What operators took off a list: (when, at which node, which member)."""
     outboxes: list[OutboxSample] = attrs.Factory(list)

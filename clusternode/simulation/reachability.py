@@ -6,7 +6,7 @@ Written against the history alone, like the invariants that use it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from clusternode.core.types import Instant, NodeId
 from clusternode.simulation.checks import Finding, View, eventually
@@ -59,9 +59,24 @@ def have_a_relay(
             if node_id in disturbance.left:
                 unfit |= disturbance.right
     return any(
-        relay not in unfit and history.is_well_throughout(relay, since, to)
+        relay not in unfit
+        and history.is_well_throughout(relay, since, to)
+        and _is_steady(history, (one, relay, other), since, to)
         for relay in history.lives
     )
+
+
+def _is_steady(history: History, way: Sequence[NodeId], since: Instant, to: Instant) -> bool:
+    """Tell whether no part of a way was reset again before a ping could be answered over it.
+
+    As with the one connection of a pair, one reset is no excuse.
+    """
+    if not history.resets:
+        return True
+    parts = [frozenset(part) for part in itertools.pairwise(way)]
+    resets = [at for at, pair in history.resets if since <= at <= to and pair in parts]
+    patience = history.settings.ping_timeout
+    return all(later - at > patience for at, later in itertools.pairwise(resets))
 
 
 def have_two_relays(
@@ -86,7 +101,9 @@ def have_two_relays(
     first = [relay for relay in relays if is_clear(history, one, relay, since, to, ignoring)]
     second = [relay for relay in relays if is_clear(history, relay, other, since, to, ignoring)]
     return any(
-        near != far and is_clear(history, near, far, since, to, ignoring)
+        near != far
+        and is_clear(history, near, far, since, to, ignoring)
+        and _is_steady(history, (one, near, far, other), since, to)
         for near in first
         for far in second
     )

@@ -315,6 +315,7 @@ class Machines:
     def note_reset(self, one: NodeId, two: NodeId) -> None:
         """Excuse a pair that is reset again before a ping could be answered; once is no excuse."""
         now, pair = self._world.now, (min(one, two), max(one, two))
+        self._world.history.resets.append((now, frozenset(pair)))
         if now - self._last_reset.get(pair, 0.0) <= self._world.plan.health.ping_timeout:
             disturbance = Disturbance("resets", now, frozenset([one]), frozenset([two]), now)
             self._world.history.disturbances.append(disturbance)
@@ -369,5 +370,6 @@ def limits_of(plan: WorldPlan) -> Limits:
         patience=min(messaging.result_timeout, messaging.delivery_timeout),
         result=max(messaging.result_timeout, messaging.delivery_timeout) + GRACE_MARGIN,
         grace=grace,
+        ping_timeout=health.ping_timeout,
         is_rerouting=health.enable_rerouting,
     )

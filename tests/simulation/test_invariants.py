@@ -358,6 +358,18 @@ def test_a_cut_is_no_excuse_where_a_third_reaches_both():
     assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told)) == []
 
 
+def test_one_reset_of_a_way_is_no_excuse_and_another_one_before_an_answer_is():
+    told = history()
+    told.lives[THREE] = [LifeFact(THREE, 1, 0.0)]
+    flapping(told)
+    told.disturbances.append(Disturbance("block n1 n2", 50.0, frozenset({ONE}), frozenset({TWO})))
+    told.resets = [(55.0, frozenset({ONE, THREE})), (57.5, frozenset({TWO, THREE}))]
+    assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told))
+
+    told.resets.append((58.5, frozenset({ONE, THREE})))
+    assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told)) == []
+
+
 def test_what_is_sent_over_a_cut_arrives_where_a_third_reaches_both():
     told = history()
     told.lives[THREE] = [LifeFact(THREE, 1, -100.0)]

@@ -69,8 +69,14 @@ def have_a_relay(
 def _is_steady(history: History, way: Sequence[NodeId], since: Instant, to: Instant) -> bool:
     """Tell whether no part of a way was reset again before a ping could be answered over it.
 
-    As with the one connection of a pair, one reset is no excuse.
+    As with the one connection of a pair, one reset is no excuse. Nor did an operator take one end
+    of a part off the list of the other.
     """
+    if any(
+        since <= at <= to and at_node in way and member in way
+        for at, at_node, member in history.removals
+    ):
+        return False
     if not history.resets:
         return True
     parts = [frozenset(part) for part in itertools.pairwise(way)]

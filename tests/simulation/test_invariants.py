@@ -370,6 +370,16 @@ def test_one_reset_of_a_way_is_no_excuse_and_another_one_before_an_answer_is():
     assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told)) == []
 
 
+def test_who_was_taken_off_the_list_of_the_only_relay_is_reached_over_nobody():
+    told = history()
+    told.lives[THREE] = [LifeFact(THREE, 1, 0.0)]
+    flapping(told)
+    told.disturbances.append(Disturbance("block n1 n2", 50.0, frozenset({ONE}), frozenset({TWO})))
+    told.removals.append((58.0, THREE, TWO))
+
+    assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told)) == []
+
+
 def test_what_is_sent_over_a_cut_arrives_where_a_third_reaches_both():
     told = history()
     told.lives[THREE] = [LifeFact(THREE, 1, -100.0)]

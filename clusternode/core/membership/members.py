@@ -59,6 +59,8 @@ class Row:
     """Whether a connection to it is open, so that only it speaks for itself."""
     is_told: bool = True
     """Whether its record is in the digest and told to others: it was not silent too long."""
+    farewell: tuple[Instant, Record] | None = None
+    """When others said that it left while a connection to it was open, and the record."""
 
     @property
     def is_member(self) -> bool:
@@ -159,11 +161,27 @@ class Members:
             self._insert(Row(record, health, now, silent_since))
             return Merged.LEFT if record.left else Merged.NEW
         if row.is_linked and source != record.node_id:
+            if record.left and record.incarnation == row.record.incarnation:
+                row.farewell = now, record
             return Merged.RIVAL if self._is_rival(row, record) else Merged.IGNORED
         self._heard_of(row, silent_since)
         if record.key <= row.record.key:
             return Merged.IGNORED
         return self._replace(row, record, now)
+
+    def believe_farewell(self, row: Row, now: Instant) -> bool:
+        """Tell whether a member that does not answer has left, as others have said.
+
+        They are believed unless it has answered since: our connection to it may be broken, and it
+        may have said so to them only (semantics, section 3).
+        """
+        if row.farewell is None:
+            return False
+        (said_at, record), row.farewell = row.farewell, None
+        has_answered = row.heard_at is not None and row.heard_at > said_at
+        if has_answered or record.key <= row.record.key:
+            return False
+        return self._replace(row, record, now) is Merged.LEFT
 
     @staticmethod
     def _is_rival(row: Row, record: Record) -> bool:

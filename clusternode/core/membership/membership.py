@@ -365,6 +365,9 @@ class Membership:
     def ping_failed(self, node_id: NodeId, now: Instant) -> None:
         """Count a failed ping and do what the new status asks for."""
         row = self.members.rows[node_id]
+        if self.members.believe_farewell(row, now):
+            self.left(node_id, now)
+            return
         before = row.health
         is_protected = self.is_notification(row)
         health = self.keepalive.failed(node_id, row, is_protected=is_protected, now=now)

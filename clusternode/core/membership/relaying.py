@@ -56,7 +56,11 @@ class Relaying:
         return None
 
     def _refuse(self, link: Link, origin: NodeId, destination: NodeId, relays: Way) -> None:
+        """Say that we have no link there; and first, to an origin next to us, if it has left."""
         self._context.count("routed_frames_refused")
+        row = self._members.rows.get(destination)
+        if row is not None and row.record.left and link.node_id == origin:
+            self._links.relay(link, frame_of(Records([row.record])), is_urgent=True)
         no_route = NoRoute(origin, destination, relays, self._node_id)
         self._links.relay(link, frame_of(no_route), is_urgent=True)
 

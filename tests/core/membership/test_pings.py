@@ -84,6 +84,31 @@ def test_a_killed_process_on_a_live_host_is_not_active_at_the_refused_dial():
     assert statuses(lone) == [("new", "active"), ("active", "not_active")]
 
 
+def test_who_stays_silent_has_left_if_others_say_so():
+    lone = Lone()
+    other = lone.open("n8")
+    lone.open("n9")
+    lone.receive(other, Records([record_of("n9", 1, 2, left=True)]))
+    assert lone.status("n9") == "active"  # it speaks for itself as long as it answers
+
+    lone.pass_time(30.0, answers=(other,))
+
+    assert [one.status for one in lone.events_of(NodeStateChanged)][-1] == "left"
+    assert ("active", "not_active") not in statuses(lone)
+
+
+def test_who_answered_after_others_said_that_it_left_has_failed_when_it_falls_silent():
+    lone = Lone()
+    other = lone.open("n8")
+    connection = lone.open("n9")
+    lone.receive(other, Records([record_of("n9", 1, 2, left=True)]))
+    lone.pass_time(15.0, answers=(other, connection))
+
+    lone.pass_time(8.0, answers=(other,))
+
+    assert lone.status("n9") == "not_active"
+
+
 def test_refused_dials_between_two_pings_are_not_counted():
     lone = Lone()
     lone.feed(Disconnected(lone.open("n9")))

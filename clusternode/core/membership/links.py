@@ -7,7 +7,7 @@ smaller node id decides and says so with `Resume`; the larger answers with its o
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NoReturn, Protocol
 
 import attrs
@@ -52,11 +52,13 @@ class NoFrames(list[Frame]):
     Who has something to put makes one first.
     """
 
-    def append(self, frame: Frame, /) -> NoReturn:
+    def append(self, frame: object, /) -> NoReturn:
         raise AssertionError(f"{frame!r}: nothing may be put here, see `NoFrames`")
 
-    def extend(self, frames: Iterable[Frame], /) -> NoReturn:
-        raise AssertionError(f"{frames!r}: nothing may be put here, see `NoFrames`")
+    def insert(self, index: object, frame: object, /) -> NoReturn:
+        self.append(frame)
+
+    extend = __iadd__ = append
 
 
 NO_FRAMES: Final = NoFrames()

@@ -34,11 +34,10 @@ class Nothing(deque[Any]):
     def append(self, item: object, /) -> NoReturn:
         raise AssertionError(f"{item!r}: nothing may be put here, see `Nothing`")
 
-    def extend(self, items: object, /) -> NoReturn:
-        self.append(items)
+    def insert(self, index: object, item: object, /) -> NoReturn:
+        self.append(item)
 
-    def extendleft(self, items: object, /) -> NoReturn:
-        self.append(items)
+    appendleft = extend = extendleft = __iadd__ = append
 
 
 NOTHING: Final = Nothing()
@@ -47,8 +46,17 @@ NOTHING: Final = Nothing()
 class Nobody(dict[int, Any]):
     """What nobody is waited for in, by position: as `Nothing`, for an idle peer."""
 
-    def __setitem__(self, position: int, item: object, /) -> NoReturn:
+    def __setitem__(self, position: object, item: object, /) -> NoReturn:
         raise AssertionError(f"{item!r}: nothing may be put here, see `Nobody`")
+
+    def setdefault(self, position: object, item: object = None, /) -> NoReturn:
+        self[position] = item
+
+    def update(self, *items: object, **named: object) -> NoReturn:
+        self[None] = (items, named)
+
+    def __ior__(self, items: object, /) -> NoReturn:  # type: ignore[misc]  # never returns
+        self[None] = items
 
 
 NOBODY: Final = Nobody()

@@ -262,6 +262,15 @@ MESSAGING_KEYS = derive(
 )
 
 
+def let_defaults_follow(health: dict[str, Any], messaging: dict[str, Any]) -> None:
+    """Let limits that nobody wrote give way to those that somebody did."""
+    interval = health.get("ping_interval", HealthSettings().ping_interval)
+    health.setdefault("ping_timeout", min(HealthSettings().ping_timeout, interval))
+    defaults = MessagingSettings()
+    delivery = messaging.get("delivery_timeout", defaults.delivery_timeout)
+    messaging.setdefault("result_timeout", max(defaults.result_timeout, delivery))
+
+
 def _check_event_name(text: str) -> object:
     if EVENT_NAME_PATTERN.fullmatch(text) is None:
         raise WrongValue

@@ -25,6 +25,7 @@ from clusternode.config.keys import (
     SECRET_KEYS,
     Key,
     Section,
+    let_defaults_follow,
     sections,
 )
 from clusternode.config.kinds import NAME, SECRETS, SOCKET_PATH, Text, WrongValue, parse_text
@@ -305,7 +306,7 @@ class _Reader:
         address = cast("Address", own["address"])
         listen = own["listen"] if "address" not in table or "listen" in table else None
         merged = {key: self._merged(path, table, key) for key in CLUSTER_TABLES}
-        _let_defaults_follow(merged["health"], merged["messaging"])
+        let_defaults_follow(merged["health"], merged["messaging"])
         discovery = DiscoverySettings(**merged["discovery"])
         health = HealthSettings(**merged["health"])
         messaging = MessagingSettings(**merged["messaging"])
@@ -478,15 +479,6 @@ class _Reader:
             at = ("node", "control_socket")
             raise self.source.fail(at, str(chosen), SOCKET_PATH.expected) from None
         return chosen
-
-
-def _let_defaults_follow(health: dict[str, Any], messaging: dict[str, Any]) -> None:
-    """Let limits that nobody wrote give way to those that somebody did."""
-    interval = health.get("ping_interval", HealthSettings().ping_interval)
-    health.setdefault("ping_timeout", min(HealthSettings().ping_timeout, interval))
-    defaults = MessagingSettings()
-    delivery = messaging.get("delivery_timeout", defaults.delivery_timeout)
-    messaging.setdefault("result_timeout", max(defaults.result_timeout, delivery))
 
 
 def _as_table(value: object) -> Tree | None:

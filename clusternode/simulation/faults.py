@@ -26,6 +26,8 @@ STEP_KINDS: dict[str, Prepare] = {}
 CLOCK_RATE_MIN = 0.5
 """No oscillator is worse by far."""
 LOAD_KINDS = ("broadcast", "send", "request", "ask")
+TIMES_MAX = 100_000
+"""So often one step does its thing; more takes hours and gigabytes, and is a slip of the pen."""
 
 
 def step(kind: str) -> Callable[[Prepare], Prepare]:
@@ -172,7 +174,7 @@ def reset(table: Table) -> Action:
     With `rate`, so many a second `for` so many seconds, between pairs that the seed draws.
     """
     nodes, share = table.nodes("reset"), table.share("share", 1.0)
-    rate, seconds = table.number("rate"), table.number("for", 10.0)
+    rate, seconds = _rate_and_time(table, 0.0, 10.0)
     pairs = [(a, b) for index, a in enumerate(nodes) for b in nodes[index + 1 :]]
 
     def once(world: World) -> None:
@@ -350,8 +352,8 @@ class Load:
 def load(table: Table) -> Action:
     """Send for some time: broadcast, send (to one), request (to all) or ask (one), or a mix."""
     kinds = table.names("load", LOAD_KINDS)
-    seconds = table.number("for", REQUIRED)
-    loads = [_load(table, kind, len(kinds)) for kind in kinds]
+    rate, seconds = _rate_and_time(table, REQUIRED, REQUIRED, at_least=0.001)
+    loads = [_load(table, kind, rate / len(kinds)) for kind in kinds]
 
     def action(world: World) -> None:
         for one in loads:
@@ -367,15 +369,26 @@ def load(table: Table) -> Action:
     return action
 
 
-def _load(table: Table, kind: str, kinds: int) -> Load:
+def _load(table: Table, kind: str, rate: float) -> Load:
     return Load(
         kind=kind,
         nodes=table.nodes("from", "*"),
         channel=table.channel("channel", "news"),
-        rate=table.number("rate", REQUIRED, at_least=0.001) / kinds,
+        rate=rate,
         timeout=table.number("timeout", 5.0),
         body_size=table.whole("body_size"),
     )
+
+
+def _rate_and_time(
+    table: Table, rate: object, seconds: object, *, at_least: float = 0.0
+) -> tuple[float, Seconds]:
+    """Read `rate` and `for`, with their defaults: how many a second, for how many seconds."""
+    a_second, time = table.number("rate", rate, at_least=at_least), table.number("for", seconds)
+    if a_second * time > TIMES_MAX:
+        problem = f"{a_second:g} a second for {time:g} s: expected at most {TIMES_MAX} times"
+        raise table.error("rate", problem)
+    return a_second, time
 
 
 def _repeat(world: World, rate: float, until: float, act: Callable[[World, float], None]) -> None:
@@ -399,6 +412,9 @@ def request(table: Table) -> Action:
 
 def _send_from(table: Table, kind: str) -> Action:
     nodes, count = table.nodes(kind), table.whole("count", 1, at_least=1)
+    if count * len(nodes) > TIMES_MAX:
+        each = TIMES_MAX // len(nodes)
+        raise table.error("count", f"{count}: expected at most {each} from {len(nodes)} nodes")
     channel, timeout = table.channel("channel", "news"), table.number("timeout", 5.0)
     one = Load(
         kind,

@@ -44,6 +44,7 @@ class ModelWorld(World):
             address=host.address,
             nonce=self.rng.randbytes(16),
             channels=self.behaviour_of(host.node_id).channels,
+            channel_settings=plan.channels,
             health=plan.health,
             discovery=attrs.evolve(plan.discovery, notification_addresses=tuple(notification)),
             messaging=plan.messaging,

@@ -9,7 +9,6 @@ from typing import Any
 
 import attrs
 
-from clusternode.core.settings import DiscoverySettings, HealthSettings, MessagingSettings
 from clusternode.core.types import Address, NodeId, Seconds
 from clusternode.errors import ScenarioError
 from clusternode.simulation.faults import (
@@ -22,6 +21,7 @@ from clusternode.simulation.faults import (
 from clusternode.simulation.fidelity import WIRES
 from clusternode.simulation.invariants import ALWAYS, EVENTUALLY
 from clusternode.simulation.resolver import Answer
+from clusternode.simulation.settings import settings_of
 from clusternode.simulation.tables import NODES_MAX, REQUIRED, Table, suggest
 from clusternode.simulation.world import WorldPlan, address_of
 
@@ -168,22 +168,23 @@ def _routes(table: Table, file: Path | None) -> Path | None:
 def _plan(table: Table) -> WorldPlan:
     addresses = {node_id: address_of(index) for index, node_id in enumerate(table.node_ids)}
     texts = table.take("notification", list, "nodes or addresses", ["n1"])
-    settings = table.table("settings")
+    settings = settings_of(table.table("settings"))
     network, handlers = table.table("network"), table.table("handlers")
     nodes = table.table("node")
     plan = WorldPlan(
         node_ids=table.node_ids,
         notification=[table.address("notification", text, addresses) for text in texts],
-        health=settings.settings("health", HealthSettings),
-        discovery=settings.settings("discovery", DiscoverySettings),
-        messaging=settings.settings("messaging", MessagingSettings),
+        health=settings.health,
+        discovery=settings.discovery,
+        messaging=settings.messaging,
+        channels=settings.channels,
         quality=quality_of(network),
         behaviour=behaviour_of(handlers),
         notification_of=_notification_of(nodes, addresses),
         id_of=_twins(nodes),
         fidelity=table.names("fidelity", WIRES, "messages")[0],
     )
-    for part in (settings, network, handlers):
+    for part in (network, handlers):
         part.finish()
     return plan
 

@@ -6,11 +6,10 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 
-from clusternode.core.settings import DiscoverySettings, HealthSettings, MessagingSettings
 from clusternode.core.types import Address, ChannelName, NodeId, is_name
 from clusternode.errors import ConfigError, ScenarioError
 
@@ -27,9 +26,6 @@ def suggest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
-
-
-_Settings = TypeVar("_Settings", HealthSettings, DiscoverySettings, MessagingSettings)
 
 
 @attrs.define
@@ -122,9 +118,13 @@ class Table:
         return list(names)
 
     def channel(self, key: str, default: str) -> ChannelName:
-        name = self.text(key, default)
+        return self.name_of_channel(self.text(key, default), key)
+
+    def name_of_channel(self, name: str, key: str = "") -> ChannelName:
+        """Return what is written as a value, or as a key itself, if it may name a channel."""
         if not is_name(name):
-            raise self.error(key, f"{name!r}: expected a name of [A-Za-z0-9._:-]{{1,64}}")
+            problem = f"{name!r}: expected a name of [A-Za-z0-9._:-]{{1,64}}"
+            raise self.error(key or name, problem)
         return ChannelName(name)
 
     def nodes(self, key: str, default: object = REQUIRED) -> list[NodeId]:
@@ -176,25 +176,6 @@ class Table:
             return Address.parse(text)
         except ConfigError as error:
             raise self.error(key, f"{text!r}: expected a node, or {error}") from None
-
-    def settings(self, key: str, kind: type[_Settings]) -> _Settings:
-        """Build a settings class from a table with some of its fields."""
-        table = self.table(key)
-        fields = {field.name: field for field in attrs.fields(kind)}
-        values: dict[str, Any] = {}
-        for name in table.values:
-            if name not in fields:
-                raise table.error(name, f"unknown setting; {suggest(name, fields)}")
-            default = fields[name].default
-            if isinstance(default, bool):
-                values[name] = table.flag(name)
-            elif isinstance(default, int):
-                values[name] = table.whole(name)
-            elif isinstance(default, float):
-                values[name] = table.number(name)
-            else:
-                raise table.error(name, "cannot be set here")
-        return kind(**values)
 
     def finish(self) -> None:
         """Refuse every key that nobody took."""

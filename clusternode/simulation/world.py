@@ -14,12 +14,13 @@ import attrs
 
 from clusternode.core.inputs import Leave, RemoveMember
 from clusternode.core.settings import (
+    ChannelSettings,
     DiscoverySettings,
     HealthSettings,
     MessagingSettings,
 )
 from clusternode.core.snapshots import NodeSnapshot
-from clusternode.core.types import Address, Instant, NodeId, Seconds
+from clusternode.core.types import Address, ChannelName, Instant, NodeId, Seconds
 from clusternode.errors import ClusternodeError
 from clusternode.recording.trace import Recorder
 from clusternode.simulation.event_queue import EventQueue
@@ -53,6 +54,8 @@ class WorldPlan:
     health: HealthSettings = attrs.field(factory=HealthSettings)
     discovery: DiscoverySettings = attrs.field(factory=DiscoverySettings)
     messaging: MessagingSettings = attrs.field(factory=MessagingSettings)
+    channels: Mapping[ChannelName, ChannelSettings] = attrs.field(factory=dict)
+    """Of those that are not as others."""
     quality: LinkQuality = attrs.field(factory=LinkQuality)
     behaviour: Behaviour = attrs.field(factory=Behaviour)
     notification_of: Mapping[NodeId, Sequence[Address]] = attrs.field(factory=dict)

@@ -40,6 +40,32 @@ def story(**values):
         ({"expect": {"eventually": {"holds": "nobody-waits"}}}, "by: is missing"),
         ({"settings": {"health": {"ping_intervall": 1}}}, "did you mean 'ping_interval'"),
         ({"settings": {"heath": {}}}, "settings: heath: unknown key; did you mean 'health'"),
+        ({"settings": {"health": {"ping_interval": 0}}}, "ping_interval: 0: expected a number of"),
+        (
+            {"settings": {"health": {"ping_interval": 2, "ping_timeout": 3}}},
+            "at most ping_interval",
+        ),
+        ({"settings": {"messaging": {"outbox_bytes": 0}}}, "outbox_bytes: 0: expected a whole"),
+        (
+            {"settings": {"messaging": {"delivery_timeout": 9, "result_timeout": 5}}},
+            "at most result",
+        ),
+        ({"settings": {"discovery": {"dials_per_second": 0}}}, "dials_per_second: 0: expected"),
+        ({"settings": {"discovery": {"redial_min": 99}}}, "redial_min: 99: expected at most"),
+        ({"settings": {"discovery": {"notification_addresses": []}}}, "unknown setting"),
+        (
+            {"settings": {"channels": {"news": {"overflow": "drop"}}}},
+            "expected one of .*drop_oldest",
+        ),
+        ({"settings": {"channels": {"news": {"ordered": True}}}}, "ordered: unknown setting"),
+        ({"settings": {"channels": {"no news": {}}}}, "'no news': expected a name"),
+        ({"step": [{"at": 1, "broadcast": "n1", "count": 10**9}]}, "count: 1000000000: expected"),
+        (
+            {"step": [{"at": 1, "load": "send", "rate": 1e9, "for": 1}]},
+            "rate: 1e.09 a second for 1",
+        ),
+        ({"step": [{"at": 1, "load": "send", "rate": 1, "for": 1e9}]}, "at most 100000 times"),
+        ({"step": [{"at": 1, "reset": "*", "rate": 1e9}]}, "at most 100000 times"),
         ({"network": {"loss": 2}}, "network: loss: 2.0: expected a share"),
         ({"network": {"latency": [2, 1]}}, "expected a number, or two"),
         ({"notification": ["nobody"]}, "notification: 'nobody': expected a node, or"),
@@ -50,6 +76,14 @@ def story(**values):
 def test_what_is_wrong_is_named(values, message):
     with pytest.raises(ScenarioError, match=message):
         story(**values)
+
+
+def test_a_limit_that_a_story_does_not_set_follows_as_in_the_configuration():
+    settings = {"health": {"ping_interval": 0.5}, "messaging": {"delivery_timeout": 99}}
+    plan = story(settings=settings).plan
+
+    assert plan.health.ping_timeout == 0.5
+    assert plan.messaging.result_timeout == 99
 
 
 def test_a_story_without_an_end_is_refused():

@@ -140,6 +140,10 @@ class AgentProcess(LoopProcess):
             messaging=plan.messaging,
         )
         section = ChannelSection(queue_size=behaviour.queue_size)
+        channels = dict.fromkeys(story.channels, section) | {
+            name: attrs.evolve(section, overflow=channel.overflow)
+            for name, channel in plan.channels.items()
+        }
         return AgentSettings(
             node_id=plan.id_of.get(host.node_id, host.node_id),
             priority=50,
@@ -152,7 +156,7 @@ class AgentProcess(LoopProcess):
                 file=story.routes, watchdog=0.0, requests_max=behaviour.requests_max
             ),
             exec_routes=(),
-            channels=dict.fromkeys(story.channels, section),
+            channels=channels,
             file=None,
         )
 

@@ -117,7 +117,6 @@ def the_reachable_are_reached(view: View) -> Iterator[Finding]:
     """
     history = view.history
     arrived = {(key, node_id) for key, node_id, _ in history.arrivals}
-    partings = history.partings()
     for fact in history.deliveries.values():
         if fact.is_reply or fact.is_opaque:
             continue
@@ -128,11 +127,7 @@ def the_reachable_are_reached(view: View) -> Iterator[Finding]:
             has_arrived = node_id in fact.queued or (fact.key, node_id) in arrived
             if not calls and not has_arrived:
                 yield at, f"{fact.key}: {int(code)} from {node_id}, which could be reached"
-            elif not any(
-                # who gives a member up lets go of the results that it owes it
-                fact.at <= parting <= at
-                for parting in partings.get((node_id, fact.origin), ())
-            ) and any(
+            elif any(
                 call.code is ResultCode.OK
                 and call.ended is not None
                 and call.ended < at - history.settings.grace

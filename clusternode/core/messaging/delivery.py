@@ -103,7 +103,7 @@ class Deliveries:
         stream.sending.trim(self._unacknowledged_bytes_max(stream))
         self._context.timers.cancel(("ack", node_id))
         if stream.is_ending:
-            self.abandon(stream)
+            self.abandon(stream, keeps_results=True)
         if not (stream.is_opened or stream.held_bytes or stream.waiting):
             self._end(stream)
             return None
@@ -125,9 +125,13 @@ class Deliveries:
             return f"{stream.sending.unacknowledged_bytes} bytes not acknowledged"
         return None
 
-    def abandon(self, stream: Stream) -> None:
-        """End what the peer was sent and what waits for it: 408 where written, else 480."""
-        written, unwritten = stream.drain()
+    def abandon(self, stream: Stream, *, keeps_results: bool = False) -> None:
+        """End what the peer was sent and what waits for it: 408 where written, else 480.
+
+        What we owe it is kept, if at all, until the stream is forgotten: who was removed here may
+        not know that, and comes back.
+        """
+        written, unwritten = stream.drain(keeps_results=keeps_results)
         self.conclude(stream.node_id, written, ResultCode.TIMEOUT)
         self.conclude(stream.node_id, unwritten, ResultCode.UNAVAILABLE)
 

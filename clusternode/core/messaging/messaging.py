@@ -271,7 +271,7 @@ class Messaging:
             stream.is_ending = True
             if stream.is_bound:
                 return
-            self.deliveries.abandon(stream)
+            self.deliveries.abandon(stream, keeps_results=True)
             self.deliveries.schedule_expiry(stream, now)
         self.requests.gone(node_id)
 

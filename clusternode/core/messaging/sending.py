@@ -389,20 +389,39 @@ class Sending:
         self.unsent_bytes -= freed
         return dropped
 
-    def drain(self) -> tuple[list[Outgoing], list[Outgoing]]:
+    def drain(self, *, keeps_results: bool) -> tuple[list[Outgoing], list[Outgoing]]:
         """End everything but results: return (written without a result, never written).
 
         Positions stay: those that are not held any more are skipped by the next Resume.
+
+        Args:
+            keeps_results: Whether results that were written, and may be lost with the connection
+                that has ended, are sent again on the next one.
         """
         written = [*self.pending.values(), *self.asking.values()]
         unwritten = [one for one in self.unsent if type(one) is Outgoing]
         self.unsent = deque(one for one in self.unsent if type(one) is ResultsBuffer)
         self.pending.clear()
         self.asking.clear()
-        self.unacknowledged.clear()
         self.resend.clear()
-        self.unsent_bytes = self.unacknowledged_bytes = 0
+        if keeps_results:
+            self._empty_all_but_results()
+        else:
+            self.unacknowledged.clear()
+        self.unacknowledged_bytes = sum(frame.size_bytes for frame, _ in self.unacknowledged)
+        self.unsent_bytes = 0
         return written, unwritten
+
+    def _empty_all_but_results(self) -> None:
+        """Put empty frames in the places of what was ended, so that results keep theirs."""
+        held = self.unacknowledged
+        while held and held[0][1] is not None:
+            held.popleft()
+        if held:
+            empty = frame_of(Results([]))
+            self.unacknowledged = deque(
+                (frame if outgoing is None else empty, None) for frame, outgoing in held
+            )
 
 
 def _pop_range(waiting: dict[int, Outgoing], first: int, last: int) -> list[Outgoing]:

@@ -136,9 +136,9 @@ class Stream:
         self.waiting = deque(one for one in self.waiting if one[0].request is None)
         return written, unwritten
 
-    def drain(self) -> tuple[list[Outgoing], list[Outgoing]]:
+    def drain(self, *, keeps_results: bool) -> tuple[list[Outgoing], list[Outgoing]]:
         """End everything: return (what was written and has no result, what was never written)."""
-        written, unwritten = self.sending.drain()
+        written, unwritten = self.sending.drain(keeps_results=keeps_results)
         unwritten += [one for one, _ in self.waiting]
         self.waiting.clear()
         return written, unwritten

@@ -223,6 +223,35 @@ def test_a_removed_member_that_comes_back_does_not_get_what_it_had_again():
     assert codes(a, one) == [[OK]]
 
 
+@pytest.mark.parametrize("is_cut_first", [True, False])
+def test_a_removed_member_that_comes_back_gets_the_results_that_were_lost(is_cut_first):
+    a, b, cable = joined()
+    early, one, request = b.publish("a", body=b"early"), a.publish("b"), a.ask("b")
+    cable.write(b)
+    cable.write(a)
+    cable.read(b)
+    between = b.publish("a", body=b"between")
+    cable.write(b)
+    b.handle(1)
+    cable.write(b)
+    b.publish("a", body=b"late")
+    b.handle()
+    cable.write(b)  # nothing of all this arrives
+    if is_cut_first:
+        cable.cut()
+        b.gone("a")
+    else:
+        b.gone("a")
+        cable.cut()
+    b.check()
+    cable.settle()
+
+    assert codes(a, one) == [[OK]]
+    assert a.finished[request] == [("b", "nothing", 200)]
+    assert codes(b, early, between, node_id="a") == [[ResultCode.TIMEOUT]] * 2
+    assert a.taken == []
+
+
 def test_a_removed_member_is_forgotten_after_twice_delivery_timeout():
     a, _, cable = joined(delivery_timeout=5.0)
     cable.cut()

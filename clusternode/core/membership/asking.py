@@ -77,6 +77,10 @@ class Path:
     renewed_at: Instant | None = None
     """When everyone was asked again, for a larger one."""
 
+    def awaits(self, way: Way) -> bool:
+        """Tell whether what comes back over a way counts: it was asked, and has not refused."""
+        return way in self.asked or way in self.answered
+
     def begin(self) -> None:
         """Ask everyone anew."""
         self.tried.clear()

@@ -14,14 +14,11 @@ from clusternode.core.events import DuplicateId
 from clusternode.core.membership.links import Link
 from clusternode.core.membership.members import Members
 from clusternode.core.types import Incarnation, Instant, NodeId
-from clusternode.core.wire.limits import COUNT_MAX
+from clusternode.core.wire.limits import HEARSAY_MAX
 from clusternode.core.wire.messages import CloseReason, Hello, Record
 
 INCARNATION_STEP = 1
 """A refuted or stale incarnation is exceeded by this much."""
-HEADROOM = 2**20
-"""What others say of us is exceeded up to so far below the largest number that the wire carries:
-so many restarts and changes of our record are still possible above it."""
 REFUTE_INTERVAL = 1.0
 """Between two refutations in seconds: a digest exchange asks for the next one soon enough. And
 between two reports of what peers say about other processes with our node id."""
@@ -102,7 +99,7 @@ class Identity:
             return
         interval = self._context.settings.health.ping_interval
         is_early = self._raised_at is not None and now - self._raised_at < interval
-        if is_early or known > COUNT_MAX - HEADROOM:
+        if is_early or known > HEARSAY_MAX:
             return
         self._raised_at = now
         self._members.change_own(incarnation=Incarnation(known + INCARNATION_STEP))
@@ -116,7 +113,7 @@ class Identity:
         anew, hearsay is not enough while somebody is active: our peers believe nobody but us, and
         whoever is dialled and really knows a larger one says so in its CLOSE.
         """
-        if incarnation > self._members.own.incarnation or version > COUNT_MAX - HEADROOM:
+        if incarnation > self._members.own.incarnation or version > HEARSAY_MAX:
             if self._members.active_count == 0:
                 self.exceed(Incarnation(incarnation), now)
             return

@@ -25,7 +25,7 @@ from clusternode.core.events import (
 from clusternode.core.membership.digest import digest_of_record
 from clusternode.core.membership.health import Health, apply_left, apply_returned
 from clusternode.core.types import ChannelName, Incarnation, Instant, NodeId, Seconds
-from clusternode.core.wire.limits import ENTRIES_MAX, STRANGERS_MAX
+from clusternode.core.wire.limits import ENTRIES_MAX, HEARSAY_MAX, STRANGERS_MAX
 from clusternode.core.wire.messages import ListEntry, Record
 
 _PEER_EVENTS: dict[Health, Callable[[str, str, str], Event]] = {
@@ -153,6 +153,9 @@ class Members:
             return Merged.IGNORED
         row = self.rows.get(record.node_id)
         silent_since = now - record.silent_for
+        if max(record.key) > HEARSAY_MAX and source != record.node_id:
+            self._context.count("records_refused")  # its owner could not exceed it
+            return Merged.IGNORED
         if row is None and self.room_for_strangers == 0:
             self._context.count("records_refused")
             return Merged.IGNORED
@@ -333,6 +336,8 @@ class Members:
             key = told[node_id] = (entry.incarnation, entry.version)
             row = rows.get(node_id)
             if silent_for >= forget_after or node_id == own_id:
+                continue
+            if max(key) > HEARSAY_MAX and source != node_id:
                 continue
             if row is None:
                 strangers.append((silent_for, node_id))

@@ -474,6 +474,7 @@ class Membership:
         elif not self.links.of(node_id):
             self._streams.gone(node_id, now)
             self.discovery.forget_node(node_id, now)
+            self.rerouting.forget(node_id)
 
     # --- housekeeping ---------------------------------------------------------------------------
 

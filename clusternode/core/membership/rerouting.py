@@ -14,6 +14,7 @@ from clusternode.core.context import Context
 from clusternode.core.events import LinkChanged
 from clusternode.core.membership.asking import TURNS, Asking, Path
 from clusternode.core.membership.health import Health
+from clusternode.core.membership.identity import Identity
 from clusternode.core.membership.keepalive import Keepalive
 from clusternode.core.membership.links import Link, Links
 from clusternode.core.membership.members import Members, Row
@@ -36,6 +37,8 @@ class Owner(Protocol):
     def proved(self, node_id: NodeId, now: Instant) -> None: ...
     def verify(self, node_id: NodeId, now: Instant) -> None: ...
     def abandon_link(self, link: Link, now: Instant) -> None: ...
+    @property
+    def identity(self) -> Identity: ...
 
 
 class Carriage(Protocol):
@@ -265,11 +268,16 @@ class Rerouting:
             or row is None
             or row.health is Health.LEFT
             or row.record.incarnation != routed.origin_incarnation
-            or own.incarnation != routed.destination_incarnation
         ):
             self._context.count("routed_frames_not_taken")
-            return None
-        return self._arrived_untrusted(row, routed, now)
+        elif own.incarnation != routed.destination_incarnation:
+            self._context.count("routed_frames_not_taken")
+            if routed.destination_incarnation > own.incarnation and not row.is_linked:
+                # It was told of a larger one, and has no connection to say so in a Close.
+                self._owner.identity.exceed(routed.destination_incarnation, now)
+        else:
+            return self._arrived_untrusted(row, routed, now)
+        return None
 
     def _arrived_untrusted(self, row: Row, routed: Routed, now: Instant) -> str | None:
         if routed.type not in (Ping.TYPE, Pong.TYPE, Segment.TYPE):
@@ -312,7 +320,7 @@ class Rerouting:
     def _ponged_untrusted(self, row: Row, way: Way, number: int, now: Instant) -> None:
         node_id = row.record.node_id
         path = self._paths.get(node_id)
-        if path is None or path.number != number or way not in path.tried:
+        if path is None or path.number != number or not path.awaits(way):
             self._context.count("pongs_unexpected")
             return
         path.asked.pop(way, None)
@@ -367,8 +375,8 @@ class Rerouting:
         if link.node_id != way[0] or no_route.at not in way:
             return "NoRoute for what did not go this way"
         path = self._paths.get(node_id)
-        if path is None or (way not in path.tried and way != path.way):
-            return None  # it is late, or about what we never sent
+        if path is None or not (path.awaits(way) or way == path.way):
+            return None  # it is late, said again, or about what we never sent
         index = way.index(no_route.at)
         self._asking.ways.refused(no_route.at, (*way, node_id)[index + 1])
         is_asked = way in path.asked
@@ -398,8 +406,10 @@ class Rerouting:
 
     def _way_lost(self, node_id: NodeId, now: Instant) -> None:
         """A way is broken: ask over others, without waiting for the next ping."""
-        path = self._paths[node_id]
-        self._leave(node_id, path)
+        if self._members.rows[node_id].health in (Health.LEFT, Health.REMOVED):
+            self.forget(node_id)  # it is not asked for: it would count as lost for ever
+            return
+        self._leave(node_id, self._paths[node_id])
         self.doubt(node_id, now)
 
     def doubt(self, node_id: NodeId, now: Instant) -> None:

@@ -107,6 +107,9 @@ U16_MAX = 2**16 - 1
 U32_MAX = 2**32 - 1
 COUNT_MAX = 2**63 - 1
 """Positions, incarnations, versions, numbers: one more still fits the 64 bits that carry it."""
+HEARSAY_MAX = COUNT_MAX - 2**20
+"""Incarnations and versions that third parties are believed: an owner can exceed what is said of it
+up to here, and so many restarts and changes of its record are still possible above it."""
 DIGEST_MAX = 2**64 - 1
 
 SECONDS_MAX = 10 * 366 * 86400.0

@@ -9,11 +9,10 @@ import pytest
 from clusternode.core.effects import Persist, Settle, Withdraw
 from clusternode.core.events import DuplicateId
 from clusternode.core.inputs import ChannelsChanged, DialFailed, DialFailure, Leave, Publish
-from clusternode.core.membership.identity import HEADROOM
 from clusternode.core.membership.twins import TWINS_MAX
 from clusternode.core.settings import DiscoverySettings
 from clusternode.core.types import ChannelName, DeliveryId, Incarnation, NodeId, ResultCode
-from clusternode.core.wire.limits import COUNT_MAX
+from clusternode.core.wire.limits import COUNT_MAX, HEARSAY_MAX
 from clusternode.core.wire.messages import (
     Close,
     CloseReason,
@@ -227,14 +226,14 @@ def test_what_was_sent_under_the_old_incarnation_is_not_sent_again_under_the_new
 def test_whatever_others_claim_leaves_room_for_our_own_changes_and_restarts():
     lone = Lone()
     connection = lone.open("n9")
-    for version in (COUNT_MAX - 1, COUNT_MAX - HEADROOM):
+    for version in (COUNT_MAX - 1, HEARSAY_MAX):
         lone.receive(connection, Records([record_of("n5", 100, version)]))
     lone.feed(refused(CloseReason.STALE_INCARNATION, COUNT_MAX - 1))
     lone.sent.clear()
     lone.feed(ChannelsChanged((ChannelName("a"),)))
 
     (said,) = lone.of_type(Records, connection)
-    assert said.records[0].key == (100, COUNT_MAX - HEADROOM + 2)
+    assert said.records[0].key == (100, HEARSAY_MAX + 2)
 
 
 def test_who_has_an_id_in_use_is_told_and_so_is_the_one_that_uses_it():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from clusternode.core.events import NodeStateChanged, PeerRemoved, RecordChanged
 from clusternode.core.inputs import Disconnected, RemoveMember, TimePassed
 from clusternode.core.settings import DiscoverySettings
 from clusternode.core.types import Incarnation, NodeId
-from clusternode.core.wire.limits import ENTRIES_MAX, STRANGERS_MAX
+from clusternode.core.wire.limits import COUNT_MAX, ENTRIES_MAX, HEARSAY_MAX, STRANGERS_MAX
 from clusternode.core.wire.messages import List, ListEntry, Ping, Record, Records, Resume, Want
 from tests.core.harness import Lone, address_of, ids, record_of
 
@@ -272,3 +274,17 @@ def test_a_member_whose_address_cannot_be_dialled_is_waited_for():
     lone.pass_time(6.0)
 
     assert not lone.dials
+
+
+@pytest.mark.parametrize("key", [(COUNT_MAX, 1), (HEARSAY_MAX + 1, 1), (1, COUNT_MAX)])
+def test_what_its_owner_could_not_exceed_is_not_believed_of_anyone(key):
+    lone = Lone()
+    source = lone.open("n1")
+    lone.receive(source, List([entry_of("n9", *key)]))
+    lone.receive(source, Records([record_of("n9", *key)]))
+    assert not lone.of_type(Want, source)
+    assert lone.count("records_refused") == 1
+
+    linked = lone.open("n9")
+    assert linked not in lone.closed
+    assert lone.status("n9") == "active"

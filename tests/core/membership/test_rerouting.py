@@ -446,6 +446,71 @@ def test_members_whose_links_were_silent_for_a_moment_are_not_counted_as_lost():
     assert len(node.asked_over("n9")) == 5
 
 
+def test_who_left_behind_a_cut_does_not_count_as_lost_any_more():
+    node = Crossing(remove_inactive=False)
+    others = [f"n{number}" for number in range(100, 140)]
+    links = {name: node.lone.open(name) for name in others}
+    for name in others:
+        node.lone.feed(Disconnected(links[name]))
+    node.receive("n1", Records([record_of(name, version=2, left=True) for name in others]))
+    node.lone.effects.clear()
+    node.links |= {name: node.lone.open(name) for name in ("n11", "n13", "n15", "n17")}
+    node.lose("n9")
+
+    assert len(node.asked_over("n9")) == 5
+
+
+def test_who_believes_a_larger_incarnation_of_us_behind_a_cut_finds_us_above_it():
+    node = Crossing()
+    node.lose("n9")
+    ping = routed("n9", "n5", "n1", incarnations=(1, 150))
+    node.receive("n1", ping)
+    assert node.lone.node.hello().incarnation == 151
+    assert node.links["n1"] in node.lone.closed
+
+    node.links["n1"] = node.lone.open("n1")
+    node.receive("n1", routed("n9", "n5", "n1", incarnations=(1, 160)))
+    assert node.lone.node.hello().incarnation == 151  # at most once per ping interval
+
+
+@pytest.mark.parametrize(
+    ("origin", "incarnations"),
+    [("n3", (1, 150)), ("n7", (1, 150)), ("n9", (2, 150)), ("n9", (1, 99)), ("n9", (1, 2**63 - 1))],
+    ids=["connected with us", "unknown", "another life of it", "a smaller one", "the largest"],
+)
+def test_our_incarnation_is_exceeded_for_nobody_else(origin, incarnations):
+    node = Crossing()
+    node.lose("n9")
+    node.receive("n1", routed(origin, "n5", "n1", incarnations=incarnations))
+
+    assert node.lone.node.hello().incarnation == 100
+    assert node.lone.count("routed_frames_not_taken") == 1
+
+
+def test_a_way_that_was_refused_is_not_used_for_that_ping():
+    node = Crossing()
+    node.lose("n9")
+    node.receive("n1", no_route("n5", "n9", "n1", at="n1"))
+    node.pong("n9", over="n1")
+
+    assert node.lone.count("pongs_unexpected") == 1
+    assert not node.lone.events_of(LinkChanged)
+
+
+def test_a_relay_that_says_the_same_again_and_again_does_not_end_the_asking():
+    node = Crossing()
+    others = [f"n{number}" for number in range(100, 170)]
+    node.links |= {name: node.lone.open(name) for name in others}
+    for name in others[:10]:
+        node.lose(name)
+    for _ in range(40):
+        node.receive("n1", no_route("n5", others[0], "n1", at="n1"))
+    node.lone.effects.clear()
+    node.lose("n9")
+
+    assert len(node.asked_over("n9")) == 5
+
+
 class Torn(Crossing):
     """n5 in a cluster of seventy, from which the links to ten others were cut."""
 

@@ -25,6 +25,7 @@ State = dict[str, Any]  # path of a part → name of a field → what JSON holds
 
 def capture(node: Node) -> State:
     """Write down what a node remembers, between two steps."""
+    _assert_nothing_is_shared(node)
     encoder = Encoder(keeps_identity=True)
     return {
         path: {name: encoder.encode(value) for name, value in _values(part)}
@@ -49,6 +50,16 @@ def restore(node: Node, state: Mapping[str, Any]) -> None:
                 part.restore(decoded)
             else:
                 setattr(part, name, decoded)
+
+
+def _assert_nothing_is_shared(node: Node) -> None:
+    """See to it that no container is in two parts: the parts of a restored node had two of it."""
+    seen: dict[int, tuple[str, Any]] = {}  # id() → where, and what, so that no id() is given twice
+    for path, part in _parts(node):
+        for name, value in _values(part):
+            if isinstance(value, dict | list | deque):
+                where, _ = seen.setdefault(id(value), (f"{path}.{name}", value))
+                assert where == f"{path}.{name}", f"{path}.{name} is {where}: look it up there"
 
 
 def _parts(node: Node) -> Iterator[tuple[str, object]]:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from clusternode.core.types import NodeId
+from clusternode.recording.state import capture
 from clusternode.recording.trace import Recorder, replay
 from clusternode.recording.values import Decoder, Encoder, RecordingError
 from clusternode.simulation.model import ModelWorld
 from clusternode.simulation.runner import run_in
 from clusternode.simulation.scenario import load
+from tests.core.harness import Lone
 
 STORY = Path(__file__).resolve().parent.parent.parent / "scenarios" / "killed-and-restarted.toml"
 
@@ -84,6 +86,15 @@ def test_what_is_no_recording_is_refused(text, tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RecordingError, match="No such file"):
         replay(tmp_path / "missing")
+
+
+def test_a_container_in_two_parts_is_found_out_before_a_restored_node_has_two_of_it():
+    node = Lone().node
+    assert capture(node)
+
+    vars(node)["_again"] = node._membership.members.rows
+    with pytest.raises(AssertionError, match=r"rows is node\._again"):
+        capture(node)
 
 
 def test_values_keep_their_kinds():

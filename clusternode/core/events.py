@@ -24,7 +24,7 @@ from clusternode.core.sip_events import (
 )
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)  # one for each member, twice as fast to make
 class NodeStateChanged:
     """The status of a member changed. `new_state` is 1 for active, else 0, as in OpenSIPS."""
 
@@ -41,7 +41,7 @@ class NodeStateChanged:
     fail_count: int = 0
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)  # as above
 class PeerUp:
     """A member became active (Kamailio: `dmq:peer-up`)."""
 

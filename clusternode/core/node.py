@@ -83,6 +83,7 @@ kernel buffers at least."""
 PATIENCE_SHARE = 0.125
 """The part of `ping_timeout` that a ping waits for a write of more than one frame."""
 
+_OPEN = Phase.OPEN
 _POSITIONED = frozenset({Message, Request, Reply, Results})
 
 
@@ -114,18 +115,20 @@ class Node:
 
     def step(self, now: Instant, input_: Input) -> list[Effect]:
         """Take one input and return what the surroundings should do, in order."""
-        self._inputs[type(input_)](input_, now)
+        self._inputs[input_.__class__](input_, now)
         return self._finish(now)
 
     def _finish(self, now: Instant) -> list[Effect]:
         """End a step: return what it leads to."""
         if self._tunnels.is_dirty:
             self._tunnels.flush(now)
-        self._messaging.flush()
+        deliveries = self._messaging.deliveries
+        if deliveries.settled or deliveries.local.arrived:
+            self._messaging.flush()
         if self._leaving.is_under_way:
             self._leaving.finish_if_done(now)
-        effects = self._context.effects
-        self._context.effects = []
+        context = self._context
+        effects, context.effects = context.effects, []
         return effects
 
     def next_deadline(self) -> Instant | None:
@@ -168,8 +171,8 @@ class Node:
             Answer: self._answer,
             CancelRequest: lambda cancel, now: messaging.cancel(cancel),
             Start: lambda start, now: membership.start(tuple(start.known_members), now),
-            Connected: lambda connected, now: membership.connected(connected, now),
-            DialFailed: lambda failed, now: membership.dial_failed(failed, now),
+            Connected: membership.connected,
+            DialFailed: membership.dial_failed,
             Disconnected: self._disconnected,
             Resolved: lambda one, now: membership.discovery.resolved(
                 one.name, one.addresses, one.error, now
@@ -277,7 +280,7 @@ class Node:
 
         For whoever has thousands of idle connections to serve; not while the node is leaving.
         """
-        link = self._links.get(connection)
+        link = self._links.by_connection.get(connection)
         if link is None:
             return Write(connection, [], more=False)
         outlet = link.outlet
@@ -298,7 +301,7 @@ class Node:
             taken += size
             frames = [*frames, *relayed]
         has_more = bool(outlet.control or outlet.relayed)
-        if link.phase is Phase.OPEN and not self._messaging.is_quiet(link.node_id):
+        if link.phase is _OPEN and not self._messaging.is_quiet(link.node_id):
             if taken < bytes_max:
                 data = self._messaging.take(link.node_id, bytes_max - taken)
                 taken += sum([frame.size_bytes for frame in data])
@@ -326,7 +329,7 @@ class Node:
     # --- frames ---------------------------------------------------------------------------------
 
     def _frames_received(self, received: FramesReceived, now: Instant) -> None:
-        link = self._links.get(received.connection)
+        link = self._links.by_connection.get(received.connection)
         if link is None:
             return
         when_open = self._when_open
@@ -334,7 +337,7 @@ class Node:
         for message in received.messages:
             kind = type(message)
             handle = when_open.get(kind)
-            if handle is not None and link.phase is Phase.OPEN:
+            if handle is not None and link.phase is _OPEN:
                 handle(link, message, now)
                 if link.outlet.is_over:
                     return
@@ -357,7 +360,7 @@ class Node:
                 return
         if positioned:
             self._positioned(link, positioned, now)
-        if link.phase is Phase.OPEN:
+        if link.phase is _OPEN:
             self._membership.keepalive.heard(link.node_id)
 
     def _pongs_received(self, links: Sequence[Link], pong: Pong, now: Instant) -> list[Effect]:
@@ -440,7 +443,7 @@ class Node:
 
     def _time_passed(self, _passed: TimePassed, now: Instant) -> None:
         for key in self._context.timers.pop_due(now):
-            self._timers[str(key[0])](key, now)
+            self._timers[key[0]](key, now)
 
     def _timer_handlers(self) -> dict[str, Callable[[Any, Instant], None]]:
         membership, messaging = self._membership, self._messaging

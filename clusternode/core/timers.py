@@ -5,7 +5,7 @@ It knows no clock: instants come in through the arguments.
 
 from __future__ import annotations
 
-import heapq
+from heapq import heapify, heappop, heappush
 from typing import Any, TypeAlias
 
 from clusternode.core.types import Instant
@@ -45,14 +45,18 @@ class Timers:
         """Make `key` due at `at`, whatever was set for it before."""
         self._order += 1
         entry = (at, self._order, key)
-        self._entries[key] = entry
-        heapq.heappush(self._heap, entry)
-        self._compact_if_stale()
+        entries, heap = self._entries, self._heap
+        entries[key] = entry
+        heappush(heap, entry)
+        if len(heap) > 2 * len(entries) + STALE_ENTRIES_MIN:
+            self._compact()
 
     def cancel(self, key: TimerKey) -> None:
         """Forget `key`; one that is not set is no error."""
-        if self._entries.pop(key, None) is not None:
-            self._compact_if_stale()
+        entries = self._entries
+        if entries.pop(key, None) is not None:
+            if len(self._heap) > 2 * len(entries) + STALE_ENTRIES_MIN:
+                self._compact()
 
     def deadline_of(self, key: TimerKey) -> Instant | None:
         entry = self._entries.get(key)
@@ -65,7 +69,7 @@ class Timers:
             entry = heap[0]
             if entries.get(entry[2]) is entry:
                 return entry[0]
-            heapq.heappop(heap)
+            heappop(heap)
         return None
 
     def pop_due(self, now: Instant) -> list[TimerKey]:
@@ -77,7 +81,7 @@ class Timers:
         due: list[TimerKey] = []
         heap, entries = self._heap, self._entries
         while heap and heap[0][0] <= now:
-            entry = heapq.heappop(heap)
+            entry = heappop(heap)
             key = entry[2]
             if entries.get(key) is entry:
                 del entries[key]
@@ -96,7 +100,6 @@ class Timers:
         for at, key in deadlines:
             self.set(key, at)
 
-    def _compact_if_stale(self) -> None:
-        if len(self._heap) > 2 * len(self._entries) + STALE_ENTRIES_MIN:
-            self._heap = list(self._entries.values())
-            heapq.heapify(self._heap)
+    def _compact(self) -> None:
+        self._heap = list(self._entries.values())
+        heapify(self._heap)

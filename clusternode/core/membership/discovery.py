@@ -46,13 +46,18 @@ class TargetState(enum.Enum):
     """We have found ourselves there."""
 
 
+# Names of their own: to look a member of an enumeration up costs as much as a call.
+_WAITING, _DIALING = TargetState.WAITING, TargetState.DIALING
+_CONNECTED, _SELF = TargetState.CONNECTED, TargetState.SELF
+
+
 @attrs.define(eq=False)
 class Target:
     """One address that may be dialled."""
 
     address: Address
     heard_at: Instant
-    state: TargetState = TargetState.WAITING
+    state: TargetState = _WAITING
     node_id: NodeId | None = None
     """Who was found there, or who says that it is there."""
     failures: int = 0
@@ -108,8 +113,8 @@ class Discovery:
             target = self._targets.get(address)
             if target is None:
                 return address in self._names or self._is_candidate(address)
-            is_taken = target.state is TargetState.CONNECTED and target.node_id != node_id
-            if not is_taken and target.state is not TargetState.SELF:
+            is_taken = target.state is _CONNECTED and target.node_id != node_id
+            if not is_taken and target.state is not _SELF:
                 if target.names or self._is_candidate(address):
                     return True
         return any(
@@ -143,7 +148,7 @@ class Discovery:
         target = self._target(address, heard_at)
         if heard_at > target.heard_at:
             target.heard_at = heard_at
-        if target.state is not TargetState.CONNECTED and target.node_id != node_id:
+        if target.state is not _CONNECTED and target.node_id != node_id:
             self._bind(target, node_id)
         return target
 
@@ -154,9 +159,10 @@ class Discovery:
     def _bind(self, target: Target, node_id: NodeId) -> None:
         if target.node_id == node_id:
             return
-        self._unbind(target)
+        if target.node_id is not None:
+            self._unbind(target)
         target.node_id = node_id
-        targets = self._of_node[node_id] = (*self._targets_of(node_id), target)
+        targets = self._of_node[node_id] = (*self._of_node.get(node_id, ()), target)
         if len(targets) > ADDRESSES_OF_NODE_MAX:
             for one in [one for one in targets if not one.names][:1]:
                 self._drop(one)
@@ -183,20 +189,20 @@ class Discovery:
     def dial_soon(self, address: Address, now: Instant, delay: Seconds = 0.0) -> None:
         """Dial an address when `delay` is over, whatever its back-off."""
         target = self._target(address, now)
-        if target.state is TargetState.WAITING:
+        if target.state is _WAITING:
             self._schedule(address, now + delay)
 
     def dial_later(self, address: Address, now: Instant) -> None:
         """See to it that an address is dialled some time; an earlier appointment stands."""
         target = self._target(address, now)
-        if target.state is TargetState.WAITING:
+        if target.state is _WAITING:
             if self._context.timers.deadline_of(("dial", address)) is None:
                 self._schedule(address, now + self._backoff(target.failures))
 
     def due(self, address: Address, now: Instant) -> None:
         """Dial an address whose time has come, as the rate allows."""
         target = self._targets.get(address)
-        if target is None or target.state not in (TargetState.WAITING, TargetState.SELF):
+        if target is None or target.state not in (_WAITING, _SELF):
             return
         if not target.names and now - target.heard_at >= self._settings.forget_after:
             self._drop(target)
@@ -212,7 +218,7 @@ class Discovery:
     def _dial(self, target: Target, now: Instant) -> None:
         target.is_queued = False
         self._line.dialed(now)
-        target.state = TargetState.DIALING
+        target.state = _DIALING
         self._context.count("dials")
         self._context.effects.append(Dial(target.address))
 
@@ -233,27 +239,28 @@ class Discovery:
         """Take note that a node is connected; `address` is what we dialled, if we did."""
         if address is not None:
             self._bind(self._target(address, now), node_id)
-        for target in self._targets_of(node_id):
+        for target in self._of_node.get(node_id, ()):
             target.heard_at = now
             target.is_proven = True
             target.failures = 0
             target.error = ""
-            target.state = TargetState.CONNECTED
+            target.state = _CONNECTED
             self._stop_waiting(target)
-            self._announce(target)
+            if target.names:
+                self._announce(target)
 
     def dial_ended(self, address: Address, now: Instant) -> None:
         """Take note that a dial led to a connection that is not open yet, or not kept."""
         target = self._targets.get(address)
-        if target is not None and target.state is TargetState.DIALING:
-            target.state = TargetState.WAITING
+        if target is not None and target.state is _DIALING:
+            target.state = _WAITING
             self._schedule(address, now + self._settings.redial_max)
 
     def disconnected(self, node_id: NodeId, now: Instant, delay: Seconds) -> None:
         """A node has no connection any more: dial its addresses when `delay` is over."""
         for target in self._targets_of(node_id):
-            if target.state is TargetState.CONNECTED:
-                target.state = TargetState.WAITING
+            if target.state is _CONNECTED:
+                target.state = _WAITING
                 self._schedule(target.address, now + delay)
 
     def failed(
@@ -266,9 +273,9 @@ class Discovery:
             return None
         target.failures += 1
         target.error = describe_failure(failure, detail)
-        if target.state is TargetState.DIALING:
-            target.state = TargetState.WAITING
-        if target.state is TargetState.WAITING:
+        if target.state is _DIALING:
+            target.state = _WAITING
+        if target.state is _WAITING:
             self._try_next_candidates(target, now)
             if self._is_parked(target):
                 self._context.timers.cancel(("dial", address))
@@ -284,7 +291,7 @@ class Discovery:
         """Take note that we have dialled ourselves, and go on to others behind that name."""
         target = self._targets.get(address)
         if target is not None:
-            target.state = TargetState.SELF
+            target.state = _SELF
             target.error = ""
             self._stop_waiting(target)
             if address != self._context.settings.address:  # a virtual address may move away
@@ -378,7 +385,7 @@ class Discovery:
             target = self._targets.get(address)
             if address in previous and target is not None and entry.name in target.names:
                 entry.index = index
-                if target.state is TargetState.SELF:
+                if target.state is _SELF:
                     self._try_next_candidates(target, now)
                 return
         self._adopt(entry.candidates[0], entry.name, now)
@@ -387,7 +394,7 @@ class Discovery:
         target = self._target(address, now)
         if name not in target.names:
             target.names = (*target.names, name)
-        if target.state is TargetState.WAITING:
+        if target.state is _WAITING:
             # One round through all candidates at once, then the back-off.
             wait = self._backoff(target.failures) if target.failures > 0 else 0.0
             self._schedule(address, now + wait)
@@ -417,7 +424,7 @@ class Discovery:
             for step in range(1, count):
                 index = (entry.index + step) % count
                 following = self._targets.get(entry.candidates[index])
-                if following is None or following.state is not TargetState.SELF:
+                if following is None or following.state is not _SELF:
                     entry.index = index
                     self._release(target.address, name)
                     self._adopt(entry.candidates[index], name, now)
@@ -428,7 +435,7 @@ class Discovery:
     def _announce(self, target: Target) -> None:
         """Tell the observers when a notification address begins or ceases to be unreachable."""
         for name in target.names:
-            is_up = target.state in (TargetState.CONNECTED, TargetState.SELF)
+            is_up = target.state in (_CONNECTED, _SELF)
             if is_up and self._unreachable.pop(name, False):
                 self._context.emit(AddressReachable(self._context.settings.cluster, str(name)))
             elif not is_up and target.error:

@@ -22,6 +22,8 @@ EXCHANGE_INTERVAL: Seconds = 1.0
 ENTRIES_PER_SECOND = 200
 """A node with a larger table begins exchanges less often: while a large cluster forms, tables
 differ everywhere and nearly all of what such a list says is on its way already."""
+# Names of their own: to look a member of an enumeration up costs as much as a call.
+_IGNORED, _NEW, _CHANGED = Merged.IGNORED, Merged.NEW, Merged.CHANGED
 
 
 class Listener(Protocol):
@@ -131,7 +133,11 @@ class Exchange:
         about_us: list[tuple[int, int]] = []
         for record in message.records:
             merged = self._members.merge_untrusted(record, link.node_id, now)
-            if merged is Merged.REFUTED:
+            if merged is _IGNORED:
+                continue
+            if merged is _NEW or merged is _CHANGED:
+                self._listener.learned(record.node_id, now, is_new=merged is _NEW)
+            elif merged is Merged.REFUTED:
                 about_us.append(record.key)
             elif merged is Merged.TWIN:
                 self._listener.identity.met_twin(record, link.node_id, now)
@@ -139,7 +145,5 @@ class Exchange:
                 self._twins.heard(record, link.node_id, now)
             elif merged is Merged.LEFT:
                 self._listener.left(record.node_id, now)
-            elif merged is not Merged.IGNORED:
-                self._listener.learned(record.node_id, now, is_new=merged is Merged.NEW)
         if about_us:
             self._listener.identity.refute(*max(about_us), now)

@@ -30,6 +30,9 @@ class Health(enum.Enum):
     REMOVED = "removed"
     """It is no member any more; its record is kept so that it does not return as a ghost."""
 
+    __hash__ = object.__hash__
+    """As equality: by identity. That of `enum` is a call for every look into a table."""
+
 
 class Signal(enum.Enum):
     """What the outcome of a ping, or news about a member, means for its state."""

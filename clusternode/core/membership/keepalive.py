@@ -28,6 +28,8 @@ from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.limits import MESSAGE_OVERHEAD_MAX
 from clusternode.core.wire.messages import Frame, Ping
 
+_ACTIVE = Health.ACTIVE
+
 
 @attrs.define(eq=False)
 class OpenPing:
@@ -152,7 +154,7 @@ class Keepalive:
             # gets a whole interval to come back before its next failure.
             interval = self._context.settings.health.ping_interval
             self._rounds.set(node_id, now + self._context.jittered(interval))
-        return bool(self._ask([node_id], [position_mark], now))
+        return bool(self._ask_one(node_id, position_mark, now))
 
     def _ask(
         self, node_ids: Sequence[NodeId], position_marks: Sequence[int], now: Instant
@@ -167,12 +169,25 @@ class Keepalive:
             if ping is None:
                 ping = pings[mark] = OpenPing(number, now, now + timeout, mark, number)
             opened[node_id] = ping
-        first_look = now + timeout / 2
+        self._await(number, node_ids, now + timeout / 2)
+        return self._links.send_each(node_ids, frame)
+
+    def _ask_one(self, node_id: NodeId, position_mark: int, now: Instant) -> list[NodeId]:
+        """Do what `_ask` does, for one member: the ping is its own from the beginning."""
+        number, frame = self._next_ping()
+        timeout = self._context.settings.health.ping_timeout
+        self.opened[node_id] = OpenPing(
+            number, now, now + timeout, position_mark, number, is_shared=False
+        )
+        node_ids = [node_id]
+        self._await(number, node_ids, now + timeout / 2)
+        return self._links.send_each(node_ids, frame)
+
+    def _await(self, number: int, node_ids: Sequence[NodeId], first_look: Instant) -> None:
         if not self._awaited:
             self._context.timers.set(("pongs",), first_look)
         self._awaited.append((first_look, number, node_ids))
         self._context.count("pings_opened", len(node_ids))
-        return self._links.send_each(node_ids, frame)
 
     def _own(self, node_id: NodeId) -> OpenPing:
         """Return the open ping of a member, to be changed."""
@@ -194,8 +209,8 @@ class Keepalive:
         Gives an open ping its full time once more, but only once: connections that come and go
         cannot keep it open.
         """
-        link = self._links.open_to(node_id)
-        if node_id not in self.opened or link is None:
+        link = self._links.open_to(node_id) if node_id in self.opened else None
+        if link is None:
             self.ping(node_id, position_mark, now)
             return
         ping = self._own(node_id)
@@ -230,12 +245,7 @@ class Keepalive:
             node_id = link.node_id
             ping = opened.get(node_id)
             row = rows[node_id]
-            if (
-                ping is None
-                or ping.number != number
-                or ping.has_timer
-                or row.health is not Health.ACTIVE
-            ):
+            if ping is None or ping.number != number or ping.has_timer or row.health is not _ACTIVE:
                 others.append(link)
                 continue
             del opened[node_id]
@@ -258,7 +268,8 @@ class Keepalive:
         """Take any other traffic: it extends the open ping once, and never activates."""
         ping = self.opened.get(node_id)
         if ping is not None and not ping.is_extended:
-            ping = self._own(node_id)
+            if ping.is_shared:
+                ping = self._own(node_id)
             ping.is_extended = True
             ping.deadline += self._context.settings.health.ping_timeout
 

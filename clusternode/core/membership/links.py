@@ -46,6 +46,10 @@ class Phase(enum.Enum):
     OPEN = "open"
 
 
+# Names of their own: to look a member of an enumeration up costs as much as a call.
+_PROVING, _OPEN = Phase.PROVING, Phase.OPEN
+
+
 class NoFrames(list[Frame]):
     """A queue that is always empty: idle connections, of which there may be thousands, share one.
 
@@ -190,7 +194,7 @@ class Links:
         links = self._by_node.get(node_id, ())
         if len(links) <= 1:  # nearly always
             return []
-        return [link for link in links if link.phase is Phase.PROVING]
+        return [link for link in links if link.phase is _PROVING]
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -204,11 +208,11 @@ class Links:
             connected.dialed,
             connected.remote,
             now,
-            Phase.PROVING,
+            _PROVING,
             Outlet(),
         )
-        self.by_connection[link.connection] = link
-        self._by_node[link.node_id] = (*self.of(link.node_id), link)
+        self.by_connection[connected.connection] = link
+        self._by_node[hello.node_id] = (*self._by_node.get(hello.node_id, ()), link)
         self.give_time(link, now)
         return link
 
@@ -238,7 +242,7 @@ class Links:
     def opened(self, link: Link) -> None:
         """Make a connection the open one of its node; the caller has closed any other."""
         self._context.timers.cancel(("link", link.connection))
-        link.phase = Phase.OPEN
+        link.phase = _OPEN
         self._open[link.node_id] = link
 
     def close(
@@ -285,7 +289,11 @@ class Links:
             outlet.control.append(frame)
         outlet.control_bytes += size
         if not outlet.is_announced and not outlet.is_writing:
-            self.announce(link)
+            outlet.is_announced = True
+            if link.connection < 0:
+                self.carrier.ready(link.connection)
+            else:
+                self._context.effects.append(OutputReady(link.connection))
 
     def send_each(self, node_ids: Sequence[NodeId], frame: Frame) -> list[NodeId]:
         """Send one ping to many nodes; returns those without an open connection.

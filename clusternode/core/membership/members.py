@@ -6,6 +6,7 @@ Specified in docs/protocol.md, section 6 (records) and docs/node-health.md (stat
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
@@ -28,6 +29,7 @@ from clusternode.core.types import ChannelName, Incarnation, Instant, NodeId, Se
 from clusternode.core.wire.limits import ENTRIES_MAX, HEARSAY_MAX, STRANGERS_MAX
 from clusternode.core.wire.messages import ListEntry, Record
 
+_STATUSES = {health: health.value for health in Health}
 _PEER_EVENTS: dict[Health, Callable[[str, str, str], Event]] = {
     Health.ACTIVE: PeerUp,
     Health.NOT_ACTIVE: PeerDown,
@@ -83,11 +85,17 @@ class Merged(enum.Enum):
     """It is of another process than the one that we are connected with, and lives, it says."""
 
 
+# Names of their own: to look a member of an enumeration up costs as much as a call.
+_IGNORED, _NEW, _CHANGED = Merged.IGNORED, Merged.NEW, Merged.CHANGED
+_ACTIVE, _NOT_ACTIVE = Health.ACTIVE, Health.NOT_ACTIVE
+
+
 class Members:
     """All rows but our own, and our own record; keeps the digest of all of them."""
 
     def __init__(self, context: Context, record: Record) -> None:
         self._context = context
+        self._discovery = context.settings.discovery
         self.own = record
         self.rows: dict[NodeId, Row] = {}
         self.digest = self._digest_of(record)
@@ -109,7 +117,7 @@ class Members:
 
     def is_active(self, node_id: NodeId) -> bool:
         row = self.rows.get(node_id)
-        return row is not None and row.health is Health.ACTIVE
+        return row is not None and row.health is _ACTIVE
 
     # --- our own record -------------------------------------------------------------------------
 
@@ -144,32 +152,35 @@ class Members:
 
     def merge_untrusted(self, record: Record, source: NodeId, now: Instant) -> Merged:
         """Take a record that `source` sent. Only (incarnation, version) decides which is newer."""
-        if record.node_id == self.own.node_id and record.version == 0:
-            is_twin = record.incarnation != self.own.incarnation
-            return Merged.TWIN if is_twin else Merged.IGNORED
         if record.node_id == self.own.node_id:
-            return Merged.REFUTED if record.key > self.own.key else Merged.IGNORED
+            if record.version == 0:
+                is_twin = record.incarnation != self.own.incarnation
+                return Merged.TWIN if is_twin else _IGNORED
+            return Merged.REFUTED if record.key > self.own.key else _IGNORED
         if record.silent_for >= self._forget_after or record.version == 0:
-            return Merged.IGNORED
+            return _IGNORED
         row = self.rows.get(record.node_id)
         silent_since = now - record.silent_for
-        if max(record.key) > HEARSAY_MAX and source != record.node_id:
+        is_extreme = record.incarnation > HEARSAY_MAX or record.version > HEARSAY_MAX
+        if is_extreme and source != record.node_id:
             self._context.count("records_refused")  # its owner could not exceed it
-            return Merged.IGNORED
+            return _IGNORED
         if row is None and self.room_for_strangers == 0:
             self._context.count("records_refused")
-            return Merged.IGNORED
+            return _IGNORED
         if row is None:
-            health = Health.LEFT if record.left else Health.NOT_ACTIVE
+            health = Health.LEFT if record.left else _NOT_ACTIVE
             self._insert(Row(record, health, now, silent_since))
-            return Merged.LEFT if record.left else Merged.NEW
+            return Merged.LEFT if record.left else _NEW
         if row.is_linked and source != record.node_id:
             if record.left and record.incarnation == row.record.incarnation:
                 row.farewell = now, record
-            return Merged.RIVAL if self._is_rival(row, record) else Merged.IGNORED
-        self._heard_of(row, silent_since)
-        if record.key <= row.record.key:
-            return Merged.IGNORED
+            return Merged.RIVAL if self._is_rival(row, record) else _IGNORED
+        if silent_since > row.silent_since:
+            self._heard_of(row, silent_since)
+        known = row.record
+        if (record.incarnation, record.version) <= (known.incarnation, known.version):
+            return _IGNORED
         return self._replace(row, record, now)
 
     def believe_farewell(self, row: Row, now: Instant) -> bool:
@@ -201,24 +212,24 @@ class Members:
         self._swap(row, record)
         if record.left:
             if row.health in (Health.LEFT, Health.REMOVED):
-                return Merged.CHANGED
+                return _CHANGED
             self.set_health(row, apply_left(row.health), "it said so", now)
             return Merged.LEFT
         if is_new_life and self._returned(row):
-            return Merged.NEW
+            return _NEW
         if is_visible_change and row.is_confirmed:
             self._context.emit(
                 RecordChanged(
                     self._context.settings.cluster, record.node_id, record.version, record.address
                 )
             )
-        return Merged.CHANGED
+        return _CHANGED
 
     def meet(self, node_id: NodeId, incarnation: Incarnation, address: str, now: Instant) -> Row:
         """Return the row of a node whose HELLO was accepted; a removed or left one is back."""
         row = self.rows.get(node_id)
         if row is None:
-            row = Row(Record(node_id, incarnation, 0, address), Health.NOT_ACTIVE, now, now)
+            row = Row(Record(node_id, incarnation, 0, address), _NOT_ACTIVE, now, now)
             self._insert(row)
             return row
         known = row.record
@@ -293,7 +304,7 @@ class Members:
 
     @property
     def _forget_after(self) -> Seconds:
-        return self._context.settings.discovery.forget_after
+        return self._discovery.forget_after
 
     @staticmethod
     def _digest_of(record: Record) -> int:
@@ -307,14 +318,11 @@ class Members:
     def list_entries(self, now: Instant) -> list[ListEntry]:
         """Return every (node_id, incarnation, version, silent_for), our own first."""
         own = self.own
-        entries = [ListEntry(own.node_id, own.incarnation, own.version, 0.0)]
+        entries = [_entry_of_linked(own.node_id, own.incarnation, own.version)]
         entries += [
-            ListEntry(
-                node_id,
-                record.incarnation,
-                record.version,
-                0.0 if row.is_linked else silence_of(row, now),
-            )
+            _entry_of_linked(node_id, record.incarnation, record.version)
+            if row.is_linked
+            else ListEntry(node_id, record.incarnation, record.version, silence_of(row, now))
             for node_id, row in self.rows.items()
             if row.is_told and (record := row.record).version > 0
         ]
@@ -327,24 +335,28 @@ class Members:
 
         Of more strangers than there is room for, we want those that were heard of last.
         """
-        told: dict[NodeId, tuple[int, int]] = {}  # node → incarnation and version known there
+        told = {entry.node_id: entry for entry in entries}  # node → what is known of it there
         wanted: list[NodeId] = []
         strangers: list[tuple[Seconds, NodeId]] = []
         rows, own_id, forget_after = self.rows, self.own.node_id, self._forget_after
         for entry in entries:
             node_id, silent_for = entry.node_id, entry.silent_for
-            key = told[node_id] = (entry.incarnation, entry.version)
             row = rows.get(node_id)
-            if silent_for >= forget_after or node_id == own_id:
-                continue
-            if max(key) > HEARSAY_MAX and source != node_id:
+            if (
+                entry.incarnation > HEARSAY_MAX or entry.version > HEARSAY_MAX
+            ) and source != node_id:
                 continue
             if row is None:
-                strangers.append((silent_for, node_id))
-            elif row.is_linked and source != node_id:
-                if entry.incarnation != row.record.incarnation and silent_for == 0:
+                if silent_for < forget_after and node_id != own_id:
+                    strangers.append((silent_for, node_id))
+                continue
+            record = row.record
+            if row.is_linked and source != node_id:
+                if entry.incarnation != record.incarnation and silent_for == 0:
                     wanted.append(node_id)  # is it another process?
-            elif key > (row.record.incarnation, row.record.version):
+            elif silent_for >= forget_after:
+                continue
+            elif (entry.incarnation, entry.version) > (record.incarnation, record.version):
                 wanted.append(node_id)
             elif now - silent_for > row.silent_since:
                 self._heard_of(row, now - silent_for)
@@ -352,12 +364,20 @@ class Members:
         if len(strangers) > room:
             strangers = sorted(strangers, key=lambda one: one[0])[:room]
         wanted += [node_id for _, node_id in strangers]
-        lacking = [] if told.get(self.own.node_id, (0, 0)) >= self.own.key else [self.own]
-        nothing = (-1, 0)
-        for node_id, row in rows.items():
+        mine = told.get(own_id)
+        is_ahead = mine is None or self.own.key > (mine.incarnation, mine.version)
+        lacking = [self.own] if is_ahead else []
+        differing = [
+            (row, known)
+            for node_id, row in rows.items()
+            if (known := told.get(node_id)) is None
+            or known.version != row.record.version
+            or known.incarnation != row.record.incarnation
+        ]
+        for row, known in differing:
             record = row.record
             if row.is_told and record.version > 0:
-                if (record.incarnation, record.version) > told.get(node_id, nothing):
+                if known is None or record.key > (known.incarnation, known.version):
                     lacking.append(self.told(row, now))
         return lacking, wanted
 
@@ -366,7 +386,7 @@ class Members:
         record, silent_for = row.record, silence_of(row, now)
         if silent_for == record.silent_for:
             return record
-        return attrs.evolve(record, silent_for=silent_for)
+        return record.told_after(silent_for)
 
     # --- health ---------------------------------------------------------------------------------
 
@@ -377,10 +397,11 @@ class Members:
             return
         was_confirmed = row.is_confirmed
         row.health = health
-        if health is Health.ACTIVE:
+        if health is _ACTIVE:
             self.stranger_count -= not row.has_answered
             row.is_confirmed = row.has_answered = True
-        self._count_active(row.record.node_id, previous, health)
+        if health is _ACTIVE or previous is _ACTIVE:
+            self._count_active(row.record.node_id, health)
         if not (was_confirmed or row.is_confirmed):
             return
         cluster, record, told = self._context.settings.cluster, row.record, row.told
@@ -389,22 +410,28 @@ class Members:
             NodeStateChanged(
                 cluster_id=cluster,
                 node_id=record.node_id,
-                new_state=1 if health is Health.ACTIVE else 0,
-                status=health.value,
-                previous="new" if told is None else told.value,
+                new_state=1 if health is _ACTIVE else 0,
+                status=_STATUSES[health],
+                previous="new" if told is None else _STATUSES[told],
                 reason=reason,
                 fail_count=row.fail_count,
             )
         )
         self._context.emit(_PEER_EVENTS[health](cluster, record.node_id, record.address))
 
-    def _count_active(self, node_id: NodeId, previous: Health, health: Health) -> None:
-        if health is Health.ACTIVE:
+    def _count_active(self, node_id: NodeId, health: Health) -> None:
+        if health is _ACTIVE:
             self.active_count += 1
             if self.active_count == 1:
                 self._context.emit(Joined(self._context.settings.cluster, node_id))
-        elif previous is Health.ACTIVE:
+        else:
             self.active_count -= 1
+
+
+@functools.lru_cache(maxsize=ENTRIES_MAX)  # lists are sent often while a large cluster forms
+def _entry_of_linked(node_id: NodeId, incarnation: Incarnation, version: int) -> ListEntry:
+    """Return what a list says of a member that is connected, or of ourselves."""
+    return ListEntry(node_id, incarnation, version, 0.0)
 
 
 def silence_of(row: Row, now: Instant) -> float:

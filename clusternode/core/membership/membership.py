@@ -25,6 +25,9 @@ DEFERENCE: Seconds = 1.0
 """How long the larger of two node ids leaves it to the smaller one to dial."""
 JOINING: Seconds = 5.0
 """For so long after its start a node dials everyone itself: nobody knows it yet."""
+# Names of their own: to look a member of an enumeration up costs as much as a call.
+_OPEN, _WAITING, _RESUMING = Phase.OPEN, Phase.WAITING, Phase.RESUMING
+_LEFT, _REMOVED = Health.LEFT, Health.REMOVED
 
 
 class Membership:
@@ -68,7 +71,8 @@ class Membership:
         if node_id == self._context.settings.node_id:
             self._met_own_id(link, now)
             return
-        self._found_other(link, now)
+        if link.dialed is not None:
+            self._found_other(link, link.dialed, now)
         rival = self.links.open_to(node_id)
         others = len(self.links.of(node_id)) - (1 if rival is None else 2)
         if self.members.own.left:
@@ -83,7 +87,7 @@ class Membership:
     def _must_prove(self, link: Link, rival: Link) -> bool:
         """Tell whether the open connection is of another process, which may still live."""
         is_same = link.hello.incarnation == rival.hello.incarnation
-        if is_same or self.members.rows[link.node_id].health is Health.LEFT:
+        if is_same or self.members.rows[link.node_id].health is _LEFT:
             return False
         return link.hello.nonce != rival.hello.nonce
 
@@ -93,15 +97,14 @@ class Membership:
             return
         node_id = link.node_id
         if self._context.settings.node_id > node_id:
-            link.phase = Phase.WAITING
+            link.phase = _WAITING
             self._take_held_resume(link, now)
             return
-        decided = (Phase.OPEN, Phase.RESUMING)
-        rivals = [rival for rival in self.links.of(node_id) if rival.phase in decided]
-        if not all(self.links.stays(link, rival) for rival in rivals):
+        rivals = [one for one in self.links.of(node_id) if one.phase in (_OPEN, _RESUMING)]
+        if rivals and not all(self.links.stays(link, rival) for rival in rivals):
             self._drop(link, CloseReason.DUPLICATE_CONNECTION, now)
             return
-        link.phase = Phase.RESUMING
+        link.phase = _RESUMING
         for rival in rivals:
             self._replace(rival, CloseReason.DUPLICATE_CONNECTION, now)
         self.links.send(link, self._streams.resume_of(node_id, link.hello))
@@ -129,11 +132,11 @@ class Membership:
         It is held back while the connection has to wait for an older one, and where another one
         that the peer has decided for later is open already: the Close of one of them is on its way.
         """
-        if link.phase is Phase.OPEN or link.held_resume is not None:
+        if link.phase is _OPEN or link.held_resume is not None:
             self.misbehaved(link, "a second Resume", now)
             return
         rival = self.links.open_to(link.node_id)
-        if link.phase is Phase.WAITING and rival is not None:
+        if link.phase is _WAITING and rival is not None:
             if self._must_prove(link, rival):
                 link.phase = Phase.PROVING
                 mark = self._streams.position_mark(link.node_id)
@@ -141,7 +144,7 @@ class Membership:
             elif self.links.stays(link, rival):
                 self._replace(rival, CloseReason.DUPLICATE_CONNECTION, now)
                 rival = None
-        if link.phase is not Phase.RESUMING and rival is not None:
+        if link.phase is not _RESUMING and rival is not None:
             link.held_resume = resume
         elif self._streams.doubts(link.node_id, link.hello, resume):
             self._drop(link, CloseReason.DUPLICATE_CONNECTION, now)  # the peer chose another later
@@ -154,9 +157,9 @@ class Membership:
             self.resume_untrusted(link, resume, now)
 
     def _resume(self, link: Link, resume: Resume, now: Instant) -> None:
-        if link.phase is Phase.WAITING:
+        if link.phase is _WAITING:
             self.links.send(link, self._streams.resume_of(link.node_id, link.hello))
-            link.phase = Phase.RESUMING
+            link.phase = _RESUMING
         if self._streams.resumed_untrusted(link.node_id, resume, now):
             self._opened(link, now)
         else:
@@ -208,10 +211,10 @@ class Membership:
 
     def _unbind(self, link: Link, now: Instant) -> None:
         """Undo what a connection meant for its node."""
-        if link.phase in (Phase.OPEN, Phase.RESUMING):
+        if link.phase in (_OPEN, _RESUMING):
             blames = link.close_reason == CloseReason.PROTOCOL_ERROR
             self._streams.disconnected(link.node_id, now, blames_frame=blames)
-        if link.phase is Phase.OPEN:
+        if link.phase is _OPEN:
             row = self.members.rows[link.node_id]
             row.is_linked = False
             row.silent_since = now if row.heard_at is None else row.heard_at
@@ -223,23 +226,23 @@ class Membership:
         """Let the next one take the place of a forgotten connection, or dial and, if so, ping."""
         node_id = link.node_id
         self._unbind(link, now)
-        if link.phase is Phase.OPEN:
+        if link.phase is _OPEN:
             for other in self.links.of(node_id):
                 if other.phase is Phase.PROVING:
                     self._accept(other, now)
                 else:
                     self._take_held_resume(other, now)
         others, row = self.links.of(node_id), self.members.rows.get(node_id)
-        if row is None or any(other.phase is not Phase.WAITING for other in others):
+        if row is None or any(other.phase is not _WAITING for other in others):
             return
-        if row.health is Health.LEFT:
+        if row.health is _LEFT:
             if not others:
                 self._streams.gone(node_id, now)
                 self.discovery.forget_node(node_id, now)
                 self.rerouting.forget(node_id)
-        elif row.health is Health.REMOVED:
+        elif row.health is _REMOVED:
             self.discovery.disconnected(node_id, now, self._context.settings.discovery.redial_max)
-        elif link.phase is Phase.OPEN:
+        elif link.phase is _OPEN:
             # A peer that closes a duplicate has another connection in mind: let that one open.
             is_replaced = bool(others) or link.close_reason == CloseReason.DUPLICATE_CONNECTION
             delay = DEFERENCE if is_replaced else 0.0
@@ -253,15 +256,15 @@ class Membership:
     def handshake_timed_out(self, link: Link, now: Instant) -> None:
         if link.phase is Phase.PROVING and self.keepalive.is_open(link.node_id):
             self.links.give_time(link, now)  # it is the older connection that takes so long
-        elif link.phase is not Phase.OPEN:
+        elif link.phase is not _OPEN:
             self._refuse(link, CloseReason.HANDSHAKE_TIMEOUT, "no Resume in time", now)
-        elif self.members.rows[link.node_id].health is Health.LEFT:
+        elif self.members.rows[link.node_id].health is _LEFT:
             self._drop(link, None, now)
 
     def closed_by_peer_untrusted(self, link: Link, close: Close, now: Instant) -> None:
         """Take the reason that a peer gave for closing."""
         link.close_reason = close.reason
-        if link.phase is not Phase.OPEN:  # an open connection was not refused
+        if link.phase is not _OPEN:  # an open connection was not refused
             where = f"{link.node_id} ({link.remote}) says: {close.detail}"
             self.identity.refused(close.reason, close.value, where, now)
 
@@ -295,12 +298,11 @@ class Membership:
             self._drop(link, CloseReason.BYE, now, "a larger incarnation follows")
         self._streams.renumbered(self.members.own.incarnation)
 
-    def _found_other(self, link: Link, now: Instant) -> None:
+    def _found_other(self, link: Link, dialed: Address, now: Instant) -> None:
         """Where we dialled one node and found another, the one expected there is not there."""
-        if link.dialed is not None:
-            node_id = self.discovery.expected_at(link.dialed)
-            if node_id != link.node_id:
-                self._not_there(node_id, link.dialed, now)
+        node_id = self.discovery.expected_at(dialed)
+        if node_id != link.node_id:
+            self._not_there(node_id, dialed, now)
 
     def _not_there(self, node_id: NodeId | None, address: Address | None, now: Instant) -> None:
         """Fail the open ping of a node that is not where it says."""
@@ -312,9 +314,9 @@ class Membership:
 
     def proved(self, node_id: NodeId, now: Instant) -> None:
         """The open connection lives: refuse newcomers with its id, tell it, need no other way."""
-        rival = self.links.open_to(node_id)
-        if rival is not None and not rival.is_routed:
+        if self.rerouting.has_paths and self.links.direct_to(node_id) is not None:
             self.rerouting.forget(node_id)
+        rival = self.links.open_to(node_id)
         for link in self.links.proving(node_id):
             if rival is not None:
                 self.links.send(rival, Records([twin_of(link.hello)]))
@@ -340,7 +342,7 @@ class Membership:
     def verify(self, node_id: NodeId, now: Instant) -> None:
         """Open a ping out of turn, unless one is open; over other ways if there is no link."""
         row = self.members.rows.get(node_id)
-        if row is not None and row.health not in (Health.LEFT, Health.REMOVED):
+        if row is not None and row.health not in (_LEFT, _REMOVED):
             if self.keepalive.ping(node_id, self._streams.position_mark(node_id), now):
                 self.rerouting.ask(node_id, now)
 
@@ -371,14 +373,14 @@ class Membership:
         before = row.health
         is_protected = self.is_notification(row)
         health = self.keepalive.failed(node_id, row, is_protected=is_protected, now=now)
-        if health in (Health.DISABLED, Health.REMOVED) and health is not before:
+        if health in (Health.DISABLED, _REMOVED) and health is not before:
             self._streams.disabled(node_id)
         link = self.links.open_to(node_id)
         newcomers = self.links.proving(node_id)
         if link is not None and newcomers:
             self.links.close(link, CloseReason.REPLACED)
             self._ended(link, now, pings=False)
-        elif health is Health.REMOVED:
+        elif health is _REMOVED:
             self._removed(node_id, now)
         elif link is not None and health is not Health.ACTIVE:
             # The connection may be what is broken, not the node: try another one at once.
@@ -409,7 +411,7 @@ class Membership:
         """Take a member off the list, because an operator said so."""
         row = self.members.rows.get(node_id)
         if row is not None and row.is_member:
-            self.members.set_health(row, Health.REMOVED, "an operator removed it", now)
+            self.members.set_health(row, _REMOVED, "an operator removed it", now)
             self._removed(node_id, now)
 
     def ping_untrusted(self, link: Link, ping: Ping, now: Instant) -> None:
@@ -453,8 +455,8 @@ class Membership:
         self.memory.changed(now)
         self.rerouting.learned(node_id, now)
         row = self.members.rows[node_id]
-        address = address_of_untrusted(row.record.address)
-        if row.health in (Health.LEFT, Health.REMOVED) or row.is_linked or address is None:
+        address = None if row.is_linked else address_of_untrusted(row.record.address)
+        if address is None or row.health in (_LEFT, _REMOVED):
             return
         self.discovery.heard_news(address, node_id, row.silent_since)
         is_joining = now - self._started_at < JOINING
@@ -488,8 +490,8 @@ class Membership:
 
     def _forget(self, node_id: NodeId, now: Instant) -> None:
         row = self.members.rows[node_id]
-        if row.health not in (Health.LEFT, Health.REMOVED):
-            self.members.set_health(row, Health.REMOVED, "nobody has heard from it", now)
+        if row.health not in (_LEFT, _REMOVED):
+            self.members.set_health(row, _REMOVED, "nobody has heard from it", now)
         self.keepalive.unwatch(node_id)
         self._streams.gone(node_id, now)
         self.discovery.forget_node(node_id, now)

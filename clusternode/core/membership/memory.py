@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 from clusternode.core.context import Context
 from clusternode.core.effects import Persist
 from clusternode.core.inputs import KnownMember
 from clusternode.core.membership.discovery import address_of_untrusted
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.members import Members, silence_of
-from clusternode.core.types import Instant, Seconds
+from clusternode.core.types import Instant, NodeId, Seconds
+from clusternode.core.wire.limits import ENTRIES_MAX
 
 PERSIST_DELAY: Seconds = 1.0
 """Changes of the member list within this time are written together."""
@@ -37,9 +40,17 @@ class Memory:
 
     def known_members(self, now: Instant) -> list[KnownMember]:
         """Return who is to be dialled after a restart."""
+        left = Health.LEFT
         return [
-            KnownMember(node_id, address, 0.0 if row.is_linked else silence_of(row, now))
-            for node_id, row in self._members
-            if row.is_told and row.health is not Health.LEFT
-            if (address := address_of_untrusted(row.record.address)) is not None
+            member if row.is_linked else KnownMember(node_id, member.address, silence_of(row, now))
+            for node_id, row in self._members.rows.items()
+            if row.is_told and row.health is not left
+            if (member := _linked_member_untrusted(node_id, row.record.address)) is not None
         ]
+
+
+@functools.lru_cache(maxsize=ENTRIES_MAX)  # a large list is written often while it grows
+def _linked_member_untrusted(node_id: NodeId, text: str) -> KnownMember | None:
+    """Return what is remembered of a member that is connected; None if it cannot be dialled."""
+    address = address_of_untrusted(text)
+    return None if address is None else KnownMember(node_id, address, 0.0)

@@ -83,7 +83,8 @@ class Relaying:
 
     def known(self, node_id: NodeId) -> None:
         """Tell those who have asked for a node in vain that it has restarted: here it is."""
-        askers, link = self._wanted.get(node_id), self._links.direct_to(node_id)
+        askers = self._wanted.get(node_id)
+        link = None if askers is None else self._links.direct_to(node_id)
         if askers is None or link is None:
             return
         record = self._members.rows[node_id].record

@@ -31,8 +31,11 @@ class Rounds:
 
     def set(self, node_id: NodeId, at: Instant) -> None:
         """Ping a member at `at`, or earlier by less than the width of a slot."""
-        self.cancel(node_id)
-        self._put([node_id], at)
+        if node_id in self._slot_of:
+            self.cancel(node_id)
+        slot = int((at - self._offset) // self._width)
+        self._members_of(slot)[node_id] = None
+        self._slot_of[node_id] = slot
 
     def take(self, slot: int, now: Instant) -> list[NodeId]:
         """Return the members of a slot whose time has come; each has its next appointment.
@@ -59,9 +62,13 @@ class Rounds:
     def _put(self, group: Sequence[NodeId], at: Instant) -> None:
         """Ping some members at `at`, or earlier by less than the width of a slot."""
         slot = int((at - self._offset) // self._width)
+        self._members_of(slot).update(dict.fromkeys(group))
+        self._slot_of.update(dict.fromkeys(group, slot))
+
+    def _members_of(self, slot: int) -> dict[NodeId, None]:
+        """Return who is pinged in a slot; one that was empty gets its timer."""
         members = self._slots.get(slot)
         if members is None:
             members = self._slots[slot] = {}
             self._context.timers.set(("round", slot), self._offset + slot * self._width)
-        members.update(dict.fromkeys(group))
-        self._slot_of.update(dict.fromkeys(group, slot))
+        return members

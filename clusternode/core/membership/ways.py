@@ -83,7 +83,8 @@ class Ways:
         priority = self._members.rows[node_id].record.priority
         if self._priorities.get(node_id) == priority:
             return
-        self.closed(node_id)
+        if node_id in self._priorities:
+            self.closed(node_id)
         self._priorities[node_id] = priority
         bisect.insort(self._relays, (priority, node_id))
 

@@ -76,19 +76,24 @@ class Deliveries:
             return False
         stream.is_opened, stream.is_ending = True, False
         stream.receiving.resume_untrusted(resume.first_held)
-        sending = stream.sending
+        if stream.sending.given:
+            self._go_on(stream, resume.last_received)
+        self.schedule_expiry(stream, now)  # not only when the stream would have been forgotten
+        if stream.waiting:
+            self._context.timers.set(("wait", node_id), now)
+        return True
+
+    def _go_on(self, stream: Stream, last_received: int) -> None:
+        """Begin a connection of a stream that had others, given what the peer has taken."""
+        sending, node_id = stream.sending, stream.node_id
         # What it has not taken and we no longer hold will never be taken; but whether it has
         # forgotten that it took it, nobody can tell.
-        skipped = sending.settle_untrusted(resume.last_received + 1, sending.first_held - 1)
+        skipped = sending.settle_untrusted(last_received + 1, sending.first_held - 1)
         self.conclude(node_id, skipped or (), ResultCode.TIMEOUT)
         given_up = sending.give_up_blamed()
         if given_up is not None:
             self.conclude(node_id, (given_up,), ResultCode.BAD_REQUEST)
         sending.resend_all()
-        self.schedule_expiry(stream, now)  # not only when the stream would have been forgotten
-        if stream.waiting:
-            self._context.timers.set(("wait", node_id), now)
-        return True
 
     def unbind(self, node_id: NodeId, now: Instant, *, blames_frame: bool) -> Stream | None:
         """A connection has ended; the stream waits for the next one, if one may come."""
@@ -303,6 +308,10 @@ class Deliveries:
 
     def schedule_expiry(self, stream: Stream, now: Instant) -> None:
         """Set the timer for whatever `expire` has to do next."""
+        sending = stream.sending
+        if stream.is_bound and not (sending.pending or sending.unsent):  # nearly always
+            stream.is_expiry_set = False
+            return
         deadline = stream.next_deadline(self._settings.delivery_timeout)
         stream.is_expiry_set = deadline is not None
         if deadline is not None:

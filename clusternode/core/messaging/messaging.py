@@ -312,8 +312,10 @@ class Messaging:
         stream = self.deliveries.streams.get(node_id)
         if stream is None:
             return True
-        sending = stream.sending
-        return not (sending.unsent or sending.resend or sending.results.runs or stream.is_ack_owed)
+        sending, receiving = stream.sending, stream.receiving
+        if receiving.last_received > receiving.acknowledged:
+            return False
+        return not (sending.unsent or sending.resend or sending.results.runs)
 
     def has_output(self, node_id: NodeId) -> bool:
         stream = self.deliveries.streams.get(node_id)

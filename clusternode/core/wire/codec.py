@@ -84,7 +84,7 @@ def frame_of(message: WireMessage) -> Frame:
     ASCII, as `is_content_type` and `is_tag` demand.
     """
     if message.__class__ in _SMALL:
-        return Frame(message, limits.FRAME_OVERHEAD_BYTES)
+        return Frame(message, _OVERHEAD)
     match message:
         case Message():
             size = len(message.channel) + len(message.content_type) + len(message.source)
@@ -106,6 +106,7 @@ def frame_of(message: WireMessage) -> Frame:
             return Frame(message, len(encoded) + limits.FRAME_OVERHEAD_BYTES, encoded)
 
 
+_OVERHEAD = limits.FRAME_OVERHEAD_BYTES
 _SMALL: frozenset[type[WireMessage]] = frozenset({Ack, Ping, Pong, Resume})
 """A few numbers each: the overhead that every frame is counted with is more than that."""
 
@@ -209,9 +210,11 @@ def _nested_fields(value: object) -> tuple[object, ...]:
 
 _Fields = Callable[[Any], tuple[object, ...]]
 
+_fields_of_entry: _Fields = attrgetter("node_id", "incarnation", "version", "silent_for")
+
 _NESTED: Mapping[type, _Fields] = {
     Run: attrgetter("first", "last", "code"),
-    ListEntry: attrgetter("node_id", "incarnation", "version", "silent_for"),
+    ListEntry: _fields_of_entry,
     Record: _fields_of_record,
 }
 
@@ -225,7 +228,7 @@ _FIELDS_OF: Mapping[type, _Fields] = {  # class → its fields in the order of t
     Proof: lambda message: (message.mac,),
     Hello: _fields_of_hello,
     Records: lambda message: (message.records,),
-    List: lambda message: (message.entries,),
+    List: lambda message: (list(map(_fields_of_entry, message.entries)),),  # there are thousands
     Want: lambda message: (message.node_ids,),
     Results: _fields_of_results,
     Close: _fields_of_close,

@@ -154,6 +154,24 @@ class Record:
     def key(self) -> tuple[int, int]:
         return (self.incarnation, self.version)
 
+    def told_after(self, silent_for: Seconds) -> Record:
+        """Return it as somebody tells it who has not heard of its owner for so long.
+
+        All fields by hand: thousands are told while a large cluster forms.
+        """
+        return Record(
+            self.node_id,
+            self.incarnation,
+            self.version,
+            self.address,
+            self.tags,
+            self.channels,
+            self.left,
+            self.priority,
+            silent_for,
+            self.down,
+        )
+
 
 @attrs.define
 class Records:

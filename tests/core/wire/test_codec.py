@@ -386,6 +386,13 @@ def test_what_others_would_refuse_can_be_asked_before_sending():
     assert not is_tag_value("\ud800" * 90)
 
 
+@given(strategies.records, st.floats(0, 1e6))
+def test_a_record_told_by_another_is_the_same_but_for_its_silence(record, silent_for):
+    told = record.told_after(silent_for)
+
+    assert attrs.asdict(told) == attrs.asdict(record) | {"silent_for": silent_for}
+
+
 def test_every_known_type_is_in_the_schema_in_wire_order():
     for cls, readers in schema.SCHEMAS.items():
         assert [field.name for field in attrs.fields(cls)] == list(readers)

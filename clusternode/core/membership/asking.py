@@ -143,14 +143,14 @@ class Asking:
         return True
 
     def _is_worth_more(self, node_id: NodeId, now: Instant) -> bool:
-        if self._is_torn or self._is_shared_out(node_id):
+        if self._is_torn_for(node_id) or self._is_shared_out(node_id):
             return False
         return self._members.is_active(node_id) and bool(self._suspects(node_id, now))
 
-    @property
-    def _is_torn(self) -> bool:
-        """Tell whether so many are lost that it is no matter of a few links."""
-        return self._lost_count > MANY_LOST
+    def _is_torn_for(self, node_id: NodeId) -> bool:
+        """Tell whether so many are lost with a member that it is no matter of a few links."""
+        is_active = self._members.is_active(node_id)
+        return (self._missed_count if is_active else self._lost_count) > MANY_LOST
 
     def silent(self, node_id: NodeId, path: Path, now: Instant) -> None:
         """Ask those later from whom nothing has come for a member, although we hear them."""
@@ -181,7 +181,7 @@ class Asking:
 
     def _limits(self, node_id: NodeId, path: Path) -> tuple[int, int]:
         """Return how many ways are asked at once, and in one turn."""
-        if self._is_torn:
+        if self._is_torn_for(node_id):
             return ASKED_AT_ONCE, ASKED_IF_MANY
         if not self._members.is_active(node_id):
             return ASKED_AT_ONCE, ASKED_FOR_LOST_MAX
@@ -198,11 +198,16 @@ class Asking:
     def _lost_count(self) -> int:
         return len(self.paths) - len(self.found)
 
+    @property
+    def _missed_count(self) -> int:
+        """Who is lost without those that never answered: whoever invents some changes nothing."""
+        return self._lost_count - self._members.stranger_count
+
     def _is_shared_out(self, node_id: NodeId) -> bool:
         """Tell whether asking for a member has to be cheap: it has led to nothing for long."""
         if not self.is_large or self.ways.fruitless <= FRUITLESS_MAX:
             return False
-        return self._lost_count > LOST_IF_TORN or not self._members.is_active(node_id)
+        return self._missed_count > LOST_IF_TORN or not self._members.is_active(node_id)
 
     def _in_turn(self, node_id: NodeId, path: Path) -> list[Way]:
         """Return one way at most, another for each ping: the lost members share out the relays."""
@@ -235,7 +240,7 @@ class Asking:
         def is_silent(relay: NodeId) -> bool:
             return self._is_silent(relay, now)
 
-        if path.turns < TURNS or self._is_torn:
+        if path.turns < TURNS or self._is_torn_for(node_id):
             return Hints(is_silent)
         heard = [relay for relay in self.ways.relays() if self._is_heard(relay, node_id)]
         return Hints(is_silent, heard, self._suspects(node_id, now))

@@ -511,6 +511,20 @@ def test_a_relay_that_says_the_same_again_and_again_does_not_end_the_asking():
     assert len(node.asked_over("n9")) == 5
 
 
+def test_strangers_that_do_not_exist_do_not_end_the_asking_for_who_is_active():
+    node = Crossing()
+    node.receive("n1", Records([record_of(f"n{number}") for number in range(100, 140)]))
+    for _ in range(12):
+        for number in range(100, 140):
+            node.refuse(f"n{number}")
+        node.lone.pass_time(1.0, answers=tuple(node.links.values()))
+    node.links |= {name: node.lone.open(name) for name in ("n11", "n13", "n15", "n17")}
+    node.lone.effects.clear()
+    node.lose("n9")
+
+    assert len(node.asked_over("n9")) == 5
+
+
 class Torn(Crossing):
     """n5 in a cluster of seventy, from which the links to ten others were cut."""
 

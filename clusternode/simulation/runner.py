@@ -69,14 +69,17 @@ def run_in(world: World, scenario: Scenario, progress: Progress | None = None) -
 def live(world: World, scenario: Scenario, progress: Progress | None = None) -> list[Violation]:
     """Let the story happen in `world`, and return what was wrong."""
     violations: list[Violation] = []
+    view: View | None = None
     end = TIME_ZERO + scenario.duration
     _prepare(world, scenario, end)
     try:
         for hope in scenario.eventually:
             _run_until(world, TIME_ZERO + hope.by, scenario, progress)
-            violations += _broken_hopes(world, hope)
+            view = View(world.now, world.snapshots(), world.history)
+            violations += _broken_hopes(view, hope)
         _run_until(world, end, scenario, progress)
-        view = View(world.now, world.snapshots(), world.history)
+        if view is None or view.now != world.now:  # else nothing has happened since
+            view = View(world.now, world.snapshots(), world.history)
     except CoreFailed:
         return _faults_of_core(world)
     except Exception as error:  # noqa: BLE001  # the code under test; its fault is the result
@@ -116,8 +119,7 @@ def _run_until(world: World, limit: Instant, scenario: Scenario, progress: Progr
         progress(world.now - TIME_ZERO, scenario.duration)
 
 
-def _broken_hopes(world: World, hope: Hope) -> list[Violation]:
-    view = View(world.now, world.snapshots(), world.history)
+def _broken_hopes(view: View, hope: Hope) -> list[Violation]:
     found: list[Violation] = []
     for name in hope.holds:
         found += violations_of(name, EVENTUALLY[name], view)[:VIOLATIONS_SHOWN_MAX]

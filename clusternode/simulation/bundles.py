@@ -30,6 +30,12 @@ class BundledConnections(Connections):
         self._written_at: Instant = 0.0
         self._arrives_at: Instant = 0.0
 
+    def output_ready(self, end: NodeEnd) -> None:
+        """Give the writer a turn at this instant, with all others that have one."""
+        end.wants_to_write = True
+        if not end.is_writing:
+            self._want_turn(end)
+
     def _want_turn(self, end: NodeEnd) -> None:
         if not end.is_writing:
             end.is_writing = True
@@ -39,10 +45,11 @@ class BundledConnections(Connections):
 
     def _give_turns(self) -> None:
         turns, self._turns = self._turns, []
+        pushed = self._pushed
         for end in turns:
             process = end.process
             if (
-                end in self._pushed
+                end in pushed
                 or end.stalled
                 or end.flow.rate
                 or process.is_paused
@@ -62,7 +69,8 @@ class BundledConnections(Connections):
         if end.on_the_way or end.flow.rate or not (network.is_plain or self._is_plain(end)):
             super()._put(end, payload, size)
             return
-        self._begin_bundle()
+        if self._written_at != world.now:
+            self._begin_bundle()
         flow = end.flow
         if flow.last_arrival > self._arrives_at:
             super()._put(end, payload, size)
@@ -74,19 +82,19 @@ class BundledConnections(Connections):
         self._bundle.append((end, item, end.generation))
 
     def _begin_bundle(self) -> None:
-        """See to it that what is written now has a bundle to arrive with."""
+        """Make the bundle with which what is written at this instant arrives."""
         world = self._world
-        if self._written_at != world.now:
-            self._written_at = world.now
-            self._bundle = []
-            self._arrives_at = world.now + world.network.delay("", "")
-            world.at(self._arrives_at, self._arrive_together, self._bundle)
+        self._written_at = world.now
+        self._bundle = []
+        self._arrives_at = world.now + world.network.delay("", "")
+        world.at(self._arrives_at, self._arrive_together, self._bundle)
 
     def write_each(
         self, process: NodeView, connections: Sequence[ConnectionId], frame: Frame
     ) -> None:
         """Write a ping on many connections: it arrives as one, where nothing is wrong with any."""
-        self._begin_bundle()
+        if self._written_at != self._world.now:
+            self._begin_bundle()
         arrives_at, size = self._arrives_at, frame.size_bytes
         is_plain = self._world.network.is_plain
         ends = process.ends
@@ -118,7 +126,7 @@ class BundledConnections(Connections):
         self, asker: NodeView, item: Item, sent: Sequence[tuple[NodeEnd, int]]
     ) -> None:
         """Bring a ping to many nodes, and the pongs of those back that have nothing else to say."""
-        network = self._world.network
+        is_plain = self._world.network.is_plain
         frames = item[1]
         ping = frames[0].message
         is_there = asker.is_running and not asker.is_paused
@@ -133,7 +141,7 @@ class BundledConnections(Connections):
                 or not other.is_established
                 or not process.is_running
                 or process.is_paused
-                or not (network.is_plain or self._is_plain(end))
+                or not (is_plain or self._is_plain(end))
             ):
                 self._arrive(end, item, generation)
                 continue
@@ -155,7 +163,7 @@ class BundledConnections(Connections):
         return self._world.network.is_plain_between(end.process.host.ip, end.other.process.host.ip)
 
     def _arrive_together(self, bundle: Bundle) -> None:
-        network = self._world.network
+        is_plain = self._world.network.is_plain
         for end, item, generation in bundle:
             other = end.other
             process = other.process
@@ -166,7 +174,7 @@ class BundledConnections(Connections):
                 and other.is_established
                 and process.is_running
                 and not process.is_paused
-                and (network.is_plain or self._is_plain(end))
+                and (is_plain or self._is_plain(end))
             ):
                 end.on_the_way.pop(0)
                 frames = item[1]

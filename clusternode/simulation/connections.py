@@ -203,10 +203,14 @@ class Connections(Tcp[NodeEnd]):
 
     def written(self, end: NodeEnd, write: Write) -> None:
         """Perform the effect `Write`."""
-        if not write.frames:
+        frames = write.frames
+        if not frames:
             return
-        self._world.counts.messages += len(write.frames)
-        self._put(end, write.frames, sum(frame.size_bytes for frame in write.frames))
+        self._world.counts.messages += len(frames)
+        if len(frames) == 1:
+            self._put(end, frames, frames[0].size_bytes)
+        else:
+            self._put(end, frames, sum([frame.size_bytes for frame in frames]))
         if write.more:
             self.output_ready(end)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any
 
 from clusternode.core.types import Instant, Seconds
@@ -25,26 +25,25 @@ class EventQueue:
         self._soon: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
 
     def at(self, when: Instant, act: Callable[..., None], *arguments: object) -> None:
-        heapq.heappush(self._heap, (when, next(self._sequence), act, arguments))
+        heappush(self._heap, (when, next(self._sequence), act, arguments))
 
     def after(self, delay: Seconds, act: Callable[..., None], *arguments: object) -> None:
-        heapq.heappush(self._heap, (self.now + delay, next(self._sequence), act, arguments))
+        heappush(self._heap, (self.now + delay, next(self._sequence), act, arguments))
 
     def soon(self, act: Callable[..., None], *arguments: object) -> None:
         self._soon.append((act, arguments))
 
     def run_until(self, limit: Instant) -> None:
         """Let everything happen that is due up to and at `limit`, and set the clock to it."""
-        heap, soon = self._heap, self._soon
+        heap, soon, now = self._heap, self._soon, self.now
         while True:
-            if heap and heap[0][0] <= self.now:
-                _, _, act, arguments = heapq.heappop(heap)
-            elif soon:
+            if soon and not (heap and heap[0][0] <= now):
                 act, arguments = soon.popleft()
-            elif heap and heap[0][0] <= limit:
-                self.now = heap[0][0]
-                continue
+            elif heap and heap[0][0] <= max(now, limit):
+                when, _, act, arguments = heappop(heap)
+                if when > now:
+                    self.now = now = when
             else:
-                self.now = max(self.now, limit)
+                self.now = max(now, limit)
                 return
             act(*arguments)

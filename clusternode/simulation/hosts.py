@@ -50,7 +50,8 @@ class Host:
     """How wrong its wall clock is when a process starts."""
     clock_rate: float = 1.0
     """How many seconds its timers count in one second; taken when a process starts."""
+    ip: str = attrs.field(init=False)
 
-    @property
-    def ip(self) -> str:
+    @ip.default
+    def _ip(self) -> str:
         return self.address.host

@@ -9,6 +9,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import attrs
@@ -93,15 +94,15 @@ class Process:
         self.backlog: deque[tuple[Any, ...]] = deque()  # (function, *arguments) while paused
         self.routes = SimulatedRoutes(world, world.traffic, self)
 
-    @property
+    @cached_property
     def node_id(self) -> NodeId:
         return self.host.node_id
 
-    @property
+    @cached_property
     def settings(self) -> NodeSettings:
         return self.node.settings
 
-    @property
+    @cached_property
     def is_recorded(self) -> bool:
         recorder = self.world.trace.recorder
         return recorder is not None and recorder.node_id == self.host.node_id
@@ -164,12 +165,12 @@ class Process:
             self.backlog.append((self.feed, input_))
             return
         world = self.world
-        world.trace.input(world.now, self.host.node_id, input_)
-        world.counts.inputs += 1
-        world.counts.stepping = self.host.node_id
-        recorder = world.trace.recorder
-        if recorder is not None and self.is_recorded:
-            effects = recorder.step(self.node, self.clock.now, input_)
+        trace, counts = world.trace, world.counts
+        trace.input(world.now, self.node_id, input_)
+        counts.inputs += 1
+        counts.stepping = self.node_id
+        if self.is_recorded and trace.recorder is not None:
+            effects = trace.recorder.step(self.node, self.clock.now, input_)
         else:
             effects = self.node.step(self.clock.now, input_)
         for effect in effects:
@@ -203,11 +204,11 @@ class Process:
                 self.receive(connection, [frame_of(pong)])
             return
         world = self.world
-        world.trace.pongs(world.now, self.host.node_id, connections, pong)
+        world.trace.pongs(world.now, self.node_id, connections, pong)
         counts = world.counts
         counts.messages += len(connections)
         counts.inputs += 3 * len(connections)  # each ping comes, its pong is written, and comes
-        counts.stepping = self.host.node_id
+        counts.stepping = self.node_id
         for effect in self.node.pings.answered(connections, pong, self.clock.now):
             _PERFORM[type(effect)](self, effect)
         if self.is_running:
@@ -220,11 +221,11 @@ class Process:
         if self.is_recorded:
             self.feed(received)
             return
-        world = self.world
-        world.trace.frames(world.now, self.host.node_id, connection, messages)
+        world, node_id = self.world, self.node_id
+        world.trace.frames(world.now, node_id, connection, messages)
         counts = world.counts
         counts.inputs += 1
-        counts.stepping = self.host.node_id
+        counts.stepping = node_id
         for effect in self.node.step(self.clock.now, received):
             _PERFORM[type(effect)](self, effect)
         if self.is_running:
@@ -303,7 +304,7 @@ class Process:
                 world.now, self.node_id, self.fact.life, member, status, previous, event.reason
             )
             world.history.statuses.append(fact)
-            world.trace.note(f"{fact.observer} {member} {previous} {status}")
+            world.trace.note(f"{self.node_id} {member} {previous} {status}")
         else:
             world.trace.note(f"{self.node_id} event {type(event).__name__}")
 
@@ -333,6 +334,7 @@ class Clock:
 
     def __init__(self, process: Process, began: Instant, rate: float) -> None:
         self._process = process
+        self._world = process.world
         self._began = began
         self._rate = rate
         self._latest: Instant = began
@@ -343,15 +345,13 @@ class Clock:
     @property
     def now(self) -> Instant:
         """The present, as the process counts it; never runs backwards."""
-        world_now = self._process.world.now
+        world_now = self._world.now
         if self._rate == 1.0:
             return world_now
         self._latest = max(self._latest, self._began + (world_now - self._began) * self._rate)
         return self._latest
 
     def _in_the_world(self, deadline: Instant) -> Instant:
-        if self._rate == 1.0:
-            return deadline
         return self._began + (deadline - self._began) / self._rate
 
     def _is_due(self, deadline: Instant) -> bool:
@@ -366,12 +366,13 @@ class Clock:
         deadline = self._process.node.next_deadline()
         if deadline is None:
             return
-        deadline = self._in_the_world(deadline)
+        if self._rate != 1.0:
+            deadline = self._in_the_world(deadline)
         if self._armed_at is not None and self._armed_at <= deadline:
             return
-        at = max(deadline, self._process.world.now)
+        at = max(deadline, self._world.now)
         self._armed_at = at
-        self._process.world.at(at, self._fire, at)
+        self._world.at(at, self._fire, at)
 
     def fire_if_due(self) -> None:
         """Wake the node now if its deadline has passed while it could not be woken."""
@@ -392,16 +393,14 @@ class Clock:
         if deadline is None or not self._is_due(deadline):
             self.arm()
             return
-        self._count_wake_up(process.world.now)
+        self._count_wake_up(self._world.now)
         process.feed(TimePassed())
 
     def _count_wake_up(self, now: Instant) -> None:
         self._wake_ups = self._wake_ups + 1 if now == self._last_wake_up else 0
         self._last_wake_up = now
         if self._wake_ups > WAKE_UPS_WITHOUT_PROGRESS_MAX:
-            self._process.world.core_failed(
-                self._process.node_id, "its next deadline stays in the past"
-            )
+            self._world.core_failed(self._process.node_id, "its next deadline stays in the past")
 
 
 # Any: each method takes one class of the union, which a mapping cannot say.

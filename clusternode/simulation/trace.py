@@ -37,30 +37,30 @@ class Trace:
         kind = type(input_)
         describe = _SALIENT.get(kind)
         salient = describe(input_) if describe is not None else ""
-        self._note_time(now)
-        self.note(f"{node_id} {kind.__name__} {salient}")
+        if now != self._now:
+            self._note_time(now)
+        self._lines.append(f"{node_id} {kind.__name__} {salient}")
 
     def frames(
         self, now: Instant, node_id: NodeId, connection: ConnectionId, messages: list[WireMessage]
     ) -> None:
         """Take frames that came without a fault."""
-        self._note_time(now)
+        if now != self._now:
+            self._note_time(now)
         what = _message(messages[0]) if len(messages) == 1 else ",".join(map(_message, messages))
         self._lines.append(f"{node_id} {connection} {what}")
 
     def _note_time(self, now: Instant) -> None:
-        """Note the time, once for all that is told of an instant."""
-        if now != self._now:
-            self._now = now
-            self.note(repr(now))
+        """Note the time, which is done once for all that is told of an instant."""
+        self._now = now
+        self.note(repr(now))
 
     def pongs(
         self, now: Instant, node_id: NodeId, connections: Sequence[ConnectionId], pong: Pong
     ) -> None:
         """Take pongs that came without a fault: who has answered says who was asked, too."""
         if now != self._now:
-            self._now = now
-            self.note(repr(now))
+            self._note_time(now)
         self._lines.append(f"{node_id} {pong.number} {connections}")
 
     def note(self, line: str) -> None:

@@ -94,10 +94,24 @@ def nothing_is_given_up_early(view: View) -> Iterator[Finding]:
                 and at < fact.at + history.settings.patience * DRIFT
                 and history.is_well_throughout(fact.origin, fact.at, at)
                 and history.is_well_throughout(node_id, fact.at, at)
-                and not history.has_ended_since(node_id, fact.at - history.settings.grace, fact.at)
+                and not history.has_ended_since(
+                    node_id, _time_to_notice(history, fact.origin, fact.at), fact.at
+                )
                 and not any(fact.at <= one <= at for one in gone.get((fact.origin, node_id), ()))
             ):
                 yield at, f"{fact.key}: {int(code)} from {node_id} after {at - fact.at:.3f} s"
+
+
+def _time_to_notice(history: History, observer: NodeId, to: Instant) -> Instant:
+    """Return since when others may have died without the observer's knowledge.
+
+    It may have stood still meanwhile, and looks for them only when it goes on.
+    """
+    since = to - history.settings.grace
+    for pause in reversed(history.disturbances):
+        if pause.kind == f"pause {observer}" and pause.excuses(observer, observer, since, to):
+            since -= (to if pause.until is None else min(pause.until, to)) - pause.at
+    return since
 
 
 DRIFT = 0.9

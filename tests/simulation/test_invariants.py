@@ -470,6 +470,17 @@ def test_a_leaver_behind_a_cut_cannot_be_heard():
     assert violations_of("x", ALWAYS["a-clean-stop-is-heard"], view(told)) == []
 
 
+def test_who_stood_still_learns_of_a_death_meanwhile_only_afterwards():
+    told = history()
+    given_up_after_a_moment(told)
+    told.settings = Limits(grace=3.0)
+    told.lives[TWO] = [LifeFact(TWO, 1, -9.0, -5.0, "powered off"), LifeFact(TWO, 2, 0.0)]
+    assert violations_of("x", ALWAYS["nothing-is-given-up-early"], view(told))
+
+    told.disturbances.append(Disturbance("pause n1", -6.0, frozenset({ONE}), until=10.0))
+    assert violations_of("x", ALWAYS["nothing-is-given-up-early"], view(told)) == []
+
+
 def test_what_waits_for_a_member_that_was_given_up_ends_with_it():
     told = history()
     given_up_after_a_moment(told)

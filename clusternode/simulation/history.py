@@ -148,6 +148,17 @@ class Disturbance:
 
 
 @attrs.frozen
+class Break:
+    """What ended the connections of two hosts in an instant: a reset, or an operator."""
+
+    at: Instant
+    one: NodeId
+    other: NodeId
+    is_removal: bool = False
+    """Whether an operator took `other` off the list of `one`."""
+
+
+@attrs.frozen
 class OutboxSample:
     """How full the outbox of one peer was at one moment."""
 
@@ -193,14 +204,16 @@ class History:
     replies_made: dict[Key, ReplyMade] = attrs.Factory(dict)
     statuses: list[StatusFact] = attrs.Factory(list)
     disturbances: list[Disturbance] = attrs.Factory(list)
-    resets: list[tuple[Instant, frozenset[NodeId]]] = attrs.Factory(list)
-    """When the connections of which two hosts were broken."""
-    removals: list[tuple[Instant, NodeId, NodeId]] = attrs.Factory(list)
-    """What operators took off a list: (when, at which node, which member)."""
+    breaks: list[Break] = attrs.Factory(list)
     outboxes: list[OutboxSample] = attrs.Factory(list)
     faults_of_core: list[tuple[Instant, NodeId, str]] = attrs.Factory(list)
     """What a node did that no node may do, seen on the spot: (when, node, what)."""
     settings: Limits = attrs.Factory(Limits)
+
+    @property
+    def removals(self) -> list[tuple[Instant, NodeId, NodeId]]:
+        """What operators took off a list: (when, at which node, which member)."""
+        return [(found.at, found.one, found.other) for found in self.breaks if found.is_removal]
 
     def life_of(self, node_id: NodeId, life: int) -> LifeFact:
         return self.lives[node_id][life - 1]

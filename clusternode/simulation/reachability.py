@@ -72,17 +72,16 @@ def _is_steady(history: History, way: Sequence[NodeId], since: Instant, to: Inst
     As with the one connection of a pair, one reset is no excuse. Nor did an operator take one end
     of a part off the list of the other.
     """
-    if any(
-        since <= at <= to and at_node in way and member in way
-        for at, at_node, member in history.removals
-    ):
+    parts = [{one, other} for one, other in itertools.pairwise(way)]
+    breaks = [
+        found
+        for found in history.breaks
+        if since <= found.at <= to and {found.one, found.other} in parts
+    ]
+    if any(found.is_removal for found in breaks):
         return False
-    if not history.resets:
-        return True
-    parts = [frozenset(part) for part in itertools.pairwise(way)]
-    resets = [at for at, pair in history.resets if since <= at <= to and pair in parts]
     patience = history.settings.ping_timeout
-    return all(later - at > patience for at, later in itertools.pairwise(resets))
+    return all(later.at - earlier.at > patience for earlier, later in itertools.pairwise(breaks))
 
 
 def have_two_relays(

@@ -24,7 +24,14 @@ from clusternode.core.types import Address, ChannelName, Instant, NodeId, Second
 from clusternode.errors import ClusternodeError
 from clusternode.recording.trace import Recorder
 from clusternode.simulation.event_queue import EventQueue
-from clusternode.simulation.history import Disturbance, History, LifeFact, Limits, OutboxSample
+from clusternode.simulation.history import (
+    Break,
+    Disturbance,
+    History,
+    LifeFact,
+    Limits,
+    OutboxSample,
+)
 from clusternode.simulation.hosts import Host, LiveProcess
 from clusternode.simulation.network import LinkQuality, Network
 from clusternode.simulation.resolver import ScriptedResolver
@@ -212,7 +219,7 @@ class World(EventQueue):
         for place in places:
             process = self.hosts[place].process
             if process is not None and place != node_id:
-                self.history.removals.append((self.now, place, node_id))
+                self.history.breaks.append(Break(self.now, place, node_id, is_removal=True))
                 process.tell(RemoveMember(node_id))
 
     # Links.
@@ -318,7 +325,7 @@ class Machines:
     def note_reset(self, one: NodeId, two: NodeId) -> None:
         """Excuse a pair that is reset again before a ping could be answered; once is no excuse."""
         now, pair = self._world.now, (min(one, two), max(one, two))
-        self._world.history.resets.append((now, frozenset(pair)))
+        self._world.history.breaks.append(Break(now, one, two))
         if now - self._last_reset.get(pair, 0.0) <= self._world.plan.health.ping_timeout:
             disturbance = Disturbance("resets", now, frozenset([one]), frozenset([two]), now)
             self._world.history.disturbances.append(disturbance)

@@ -9,6 +9,7 @@ from clusternode.core.snapshots import MemberSnapshot, NodeSnapshot
 from clusternode.core.types import ChannelName, Incarnation, NodeId, ResultCode
 from clusternode.simulation.checks import View, violations_of
 from clusternode.simulation.history import (
+    Break,
     DeliveryFact,
     Disturbance,
     HandlingFact,
@@ -363,10 +364,10 @@ def test_one_reset_of_a_way_is_no_excuse_and_another_one_before_an_answer_is():
     told.lives[THREE] = [LifeFact(THREE, 1, 0.0)]
     flapping(told)
     told.disturbances.append(Disturbance("block n1 n2", 50.0, frozenset({ONE}), frozenset({TWO})))
-    told.resets = [(55.0, frozenset({ONE, THREE})), (57.5, frozenset({TWO, THREE}))]
+    told.breaks = [Break(55.0, ONE, THREE), Break(57.5, TWO, THREE)]
     assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told))
 
-    told.resets.append((58.5, frozenset({ONE, THREE})))
+    told.breaks.append(Break(58.5, ONE, THREE))
     assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told)) == []
 
 
@@ -375,7 +376,7 @@ def test_who_was_taken_off_the_list_of_the_only_relay_is_reached_over_nobody():
     told.lives[THREE] = [LifeFact(THREE, 1, 0.0)]
     flapping(told)
     told.disturbances.append(Disturbance("block n1 n2", 50.0, frozenset({ONE}), frozenset({TWO})))
-    told.removals.append((58.0, THREE, TWO))
+    told.breaks.append(Break(58.0, THREE, TWO, is_removal=True))
 
     assert violations_of("x", ALWAYS["no-flapping-without-fault"], view(told)) == []
 

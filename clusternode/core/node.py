@@ -171,10 +171,10 @@ class Node:
             Answer: self._answer,
             CancelRequest: lambda cancel, now: messaging.cancel(cancel),
             Start: lambda start, now: membership.start(tuple(start.known_members), now),
-            Connected: membership.connected,
+            Connected: membership.opening.connected,
             DialFailed: membership.dial_failed,
             Disconnected: self._disconnected,
-            Resolved: lambda one, now: membership.discovery.resolved(
+            Resolved: lambda one, now: membership.discovery.notification.resolved(
                 one.name, one.addresses, one.error, now
             ),
             ChannelsChanged: self._channels_changed,
@@ -385,7 +385,7 @@ class Node:
         membership = self._membership
         return {
             Ack: self._ack,
-            Resume: membership.resume_untrusted,
+            Resume: membership.opening.resume_untrusted,
             Close: membership.closed_by_peer_untrusted,
             Segment: self._misplaced,
             Hello: self._too_late,
@@ -454,7 +454,7 @@ class Node:
             "dial": lambda key, now: membership.discovery.due(key[1], now),
             "turn": lambda key, now: membership.discovery.next_turn(now),
             "exchange": lambda key, now: membership.exchange.due(now),
-            "refresh": lambda key, now: membership.discovery.refresh(key[1], now),
+            "refresh": lambda key, now: membership.discovery.notification.refresh(key[1], now),
             "link": self._link_timed_out,
             "ack": lambda key, now: self._ack_due(key[1]),
             "expire": lambda key, now: messaging.deliveries.expire(key[1], now),
@@ -474,7 +474,7 @@ class Node:
     def _link_timed_out(self, key: TimerKey, now: Instant) -> None:
         link = self._links.get(key[1])
         if link is not None:
-            self._membership.handshake_timed_out(link, now)
+            self._membership.opening.timed_out(link, now)
 
     def _ack_due(self, node_id: NodeId) -> None:
         link = self._links.open_to(node_id)

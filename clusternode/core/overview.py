@@ -26,7 +26,7 @@ def overview(
         incarnation=own.incarnation,
         digest=membership.members.digest,
         members=(_own_row(own), *others),
-        addresses=membership.discovery.snapshot(now),
+        addresses=membership.discovery.notification.snapshot(now),
         counters=dict(sorted(context.counters.items())),
     )
 

@@ -180,7 +180,7 @@ class Tunnels:
                 problem = "a HELLO of somebody else"
             else:
                 end.is_connected = True
-                self._membership.connected(Connected(end.connection, peer, None, ""), now)
+                self._membership.opening.connected(Connected(end.connection, peer, None, ""), now)
         link = self._links.get(end.connection)
         if link is not None and messages:
             self._owner.frames(link, messages, now)

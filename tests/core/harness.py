@@ -20,6 +20,8 @@ from clusternode.core.effects import (
 )
 from clusternode.core.inputs import (
     Connected,
+    DialFailed,
+    DialFailure,
     FramesReceived,
     Input,
     Measured,
@@ -161,6 +163,10 @@ class Lone:
         self.receive(connection, Records([record_of(node_id, incarnation)]))
         self.answer_ping(connection)
         return connection
+
+    def refuse(self, address: Address) -> list[Effect]:
+        """Let a dial fail because nobody listens there."""
+        return self.feed(DialFailed(address, DialFailure.REFUSED, "nobody"))
 
     def answer_ping(self, connection: ConnectionId) -> None:
         ping = self.of_type(Ping, connection)[-1]

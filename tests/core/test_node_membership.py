@@ -29,9 +29,10 @@ from clusternode.core.inputs import (
     WriteReady,
 )
 from clusternode.core.membership.digest import digest_of_record
-from clusternode.core.membership.discovery import ADDRESSES_OF_NODE_MAX, TargetState
+from clusternode.core.membership.discovery import ADDRESSES_OF_NODE_MAX
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.links import Phase
+from clusternode.core.membership.targets import TargetState
 from clusternode.core.node import _POSITIONED, Node
 from clusternode.core.settings import DiscoverySettings, HealthSettings
 from clusternode.core.types import (
@@ -202,7 +203,7 @@ def check_links(node: Node) -> None:
 
 def check_targets(node: Node) -> None:
     discovery = node._membership.discovery
-    for address, target in discovery._targets.items():
+    for address, target in discovery.targets.items():
         is_due = ("dial", address) in node._context.timers or target.is_queued
         if target.state is TargetState.WAITING:
             assert is_due != discovery._is_parked(target)
@@ -215,7 +216,7 @@ def check_targets(node: Node) -> None:
             assert node._links.of(target.node_id)
     for node_id, owned in discovery._of_node.items():
         assert all(target.node_id == node_id for target in owned)
-        assert all(discovery._targets[target.address] is target for target in owned)
+        assert all(discovery.targets[target.address] is target for target in owned)
         assert len(owned) <= ADDRESSES_OF_NODE_MAX + 4  # notification addresses are kept beyond
 
 

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 from clusternode.core.context import Context
 from clusternode.core.events import DuplicateId, PeerMisbehaved
-from clusternode.core.inputs import Connected, DialFailed, DialFailure, KnownMember
-from clusternode.core.membership.discovery import Discovery, address_of_untrusted
+from clusternode.core.inputs import DialFailed, DialFailure, KnownMember
+from clusternode.core.membership.discovery import DEFERENCE, Discovery, address_of_untrusted
 from clusternode.core.membership.exchange import Exchange
 from clusternode.core.membership.forgetting import Forgetting
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.identity import Identity, twin_of
 from clusternode.core.membership.keepalive import Keepalive
-from clusternode.core.membership.links import WAITING_LINKS_MAX, Link, Links, Phase, StreamsOfLinks
+from clusternode.core.membership.links import Link, Links, Phase, StreamsOfLinks
 from clusternode.core.membership.members import Members, Row
 from clusternode.core.membership.memory import Memory
+from clusternode.core.membership.opening import Opening
 from clusternode.core.membership.rerouting import Rerouting
 from clusternode.core.types import Address, Instant, NodeId, Seconds
-from clusternode.core.wire.messages import Close, CloseReason, Ping, Pong, Record, Records, Resume
+from clusternode.core.wire.messages import Close, CloseReason, Ping, Pong, Record, Records
 
-DEFERENCE: Seconds = 1.0
-"""How long the larger of two node ids leaves it to the smaller one to dial."""
-JOINING: Seconds = 5.0
-"""For so long after its start a node dials everyone itself: nobody knows it yet."""
 # Names of their own: to look a member of an enumeration up costs as much as a call.
 _OPEN, _WAITING, _RESUMING = Phase.OPEN, Phase.WAITING, Phase.RESUMING
 _LEFT, _REMOVED = Health.LEFT, Health.REMOVED
@@ -38,11 +35,10 @@ class Membership:
     ) -> None:
         self._context = context
         self._streams = streams
-        self._started_at = now
         self.links = links
         self.members = Members(context, record)
         self.keepalive = Keepalive(context, self.members, links)
-        self.discovery = Discovery(context)
+        self.discovery = Discovery(context, now)
         self.memory = Memory(context, self.members)
         self.exchange = Exchange(context, links, self.members, self)
         self.identity = Identity(context, self.members, self.exchange.publish, self._reconnect)
@@ -50,10 +46,13 @@ class Membership:
             context, self.members, links, self.keepalive, self.exchange.publish, self
         )
         self.forgetting = Forgetting(context, self.members, links, self.is_notification)
+        self.opening = Opening(
+            context, self.members, links, streams, self.keepalive, self.discovery, self
+        )
 
     def start(self, known: tuple[KnownMember, ...], now: Instant) -> None:
         """Dial the notification addresses and everyone known from before."""
-        self.discovery.start(now)
+        self.discovery.notification.start(now)
         for member in known:
             is_own = member.address == self._context.settings.address
             if not is_own and member.silent_for < self._context.settings.discovery.forget_after:
@@ -63,109 +62,8 @@ class Membership:
 
     # --- connections that begin -----------------------------------------------------------------
 
-    def connected(self, connected: Connected, now: Instant) -> None:
-        """Decide about a connection whose HELLOs are exchanged."""
-        hello = connected.hello
-        node_id = hello.node_id
-        link = self.links.add(connected, now)
-        if node_id == self._context.settings.node_id:
-            self._met_own_id(link, now)
-            return
-        if link.dialed is not None:
-            self._found_other(link, link.dialed, now)
-        rival = self.links.open_to(node_id)
-        others = len(self.links.of(node_id)) - (1 if rival is None else 2)
-        if self.members.own.left:
-            self._refuse(link, CloseReason.BYE, "leaving", now)
-        elif others >= WAITING_LINKS_MAX:
-            self._refuse(link, CloseReason.LIMIT, "too many connections of one node", now)
-        elif rival is None or not self._must_prove(link, rival):
-            self._accept(link, now)
-        else:
-            self.keepalive.ping_again(node_id, self._streams.position_mark(node_id), now)
-
-    def _must_prove(self, link: Link, rival: Link) -> bool:
-        """Tell whether the open connection is of another process, which may still live."""
-        is_same = link.hello.incarnation == rival.hello.incarnation
-        if is_same or self.members.rows[link.node_id].health is _LEFT:
-            return False
-        return link.hello.nonce != rival.hello.nonce
-
-    def _accept(self, link: Link, now: Instant) -> None:
-        """Go on with a connection: decide, or wait for the decision of the smaller id."""
-        if self._refused_as_unfit(link, now):
-            return
-        node_id = link.node_id
-        if self._context.settings.node_id > node_id:
-            link.phase = _WAITING
-            self._take_held_resume(link, now)
-            return
-        rivals = [one for one in self.links.of(node_id) if one.phase in (_OPEN, _RESUMING)]
-        if rivals and not all(self.links.stays(link, rival) for rival in rivals):
-            self._drop(link, CloseReason.DUPLICATE_CONNECTION, now)
-            return
-        link.phase = _RESUMING
-        for rival in rivals:
-            self._replace(rival, CloseReason.DUPLICATE_CONNECTION, now)
-        self.links.send(link, self._streams.resume_of(node_id, link.hello))
-
-    def _refused_as_unfit(self, link: Link, now: Instant) -> bool:
-        """Refuse an older incarnation than is known, and who finds no room; tell whether."""
-        row = self.members.rows.get(link.node_id)
-        if row is not None:
-            known = row.record.incarnation
-            if link.hello.incarnation >= known:
-                return False
-            self._refuse(link, CloseReason.STALE_INCARNATION, "a larger one is known", now, known)
-            return True
-        if self.members.is_full:
-            dispensable = self.members.dispensable()
-            if dispensable is None or self.links.of(dispensable):
-                self._refuse(link, CloseReason.LIMIT, "the member list is full", now)
-                return True
-            self._forget(dispensable, now)
-        return False
-
-    def resume_untrusted(self, link: Link, resume: Resume, now: Instant) -> None:
-        """Open a connection by the peer's Resume, answering it if the peer is the one to decide.
-
-        It is held back while the connection has to wait for an older one, and where another one
-        that the peer has decided for later is open already: the Close of one of them is on its way.
-        """
-        if link.phase is _OPEN or link.held_resume is not None:
-            self.misbehaved(link, "a second Resume", now)
-            return
-        rival = self.links.open_to(link.node_id)
-        if link.phase is _WAITING and rival is not None:
-            if self._must_prove(link, rival):
-                link.phase = Phase.PROVING
-                mark = self._streams.position_mark(link.node_id)
-                self.keepalive.ping_again(link.node_id, mark, now)
-            elif self.links.stays(link, rival):
-                self._replace(rival, CloseReason.DUPLICATE_CONNECTION, now)
-                rival = None
-        if link.phase is not _RESUMING and rival is not None:
-            link.held_resume = resume
-        elif self._streams.doubts(link.node_id, link.hello, resume):
-            self._drop(link, CloseReason.DUPLICATE_CONNECTION, now)  # the peer chose another later
-        elif not self._refused_as_unfit(link, now):
-            self._resume(link, resume, now)
-
-    def _take_held_resume(self, link: Link, now: Instant) -> None:
-        resume, link.held_resume = link.held_resume, None
-        if resume is not None:
-            self.resume_untrusted(link, resume, now)
-
-    def _resume(self, link: Link, resume: Resume, now: Instant) -> None:
-        if link.phase is _WAITING:
-            self.links.send(link, self._streams.resume_of(link.node_id, link.hello))
-            link.phase = _RESUMING
-        if self._streams.resumed_untrusted(link.node_id, resume, now):
-            self._opened(link, now)
-        else:
-            self.misbehaved(link, "Resume with positions that were never given", now)
-
-    def _opened(self, link: Link, now: Instant) -> None:
+    def opened(self, link: Link, now: Instant) -> None:
+        """Both Resumes of a connection are exchanged: it is the one in use."""
         self.links.opened(link)
         node_id, hello = link.node_id, link.hello
         self.members.meet(node_id, hello.incarnation, hello.address, now).is_linked = True
@@ -190,7 +88,7 @@ class Membership:
         self.links.lost(link)
         self._ended(link, now)
 
-    def _drop(
+    def drop(
         self, link: Link, reason: CloseReason | None, now: Instant, detail: str = "", value: int = 0
     ) -> None:
         """Close a connection from our side, with all that follows from its end."""
@@ -198,13 +96,14 @@ class Membership:
             self.links.close(link, reason, detail, value)
             self._ended(link, now)
 
-    def _refuse(
+    def refuse(
         self, link: Link, reason: CloseReason, detail: str, now: Instant, value: int = 0
     ) -> None:
+        """Close a connection that is not to open, and count it."""
         self._context.count("connections_refused")
-        self._drop(link, reason, now, detail, value)
+        self.drop(link, reason, now, detail, value)
 
-    def _replace(self, link: Link, reason: CloseReason, now: Instant) -> None:
+    def replace(self, link: Link, reason: CloseReason, now: Instant) -> None:
         """Close a connection for another one that is there: no dial, no ping."""
         self.links.close(link, reason)
         self._unbind(link, now)
@@ -229,9 +128,9 @@ class Membership:
         if link.phase is _OPEN:
             for other in self.links.of(node_id):
                 if other.phase is Phase.PROVING:
-                    self._accept(other, now)
+                    self.opening.accept(other, now)
                 else:
-                    self._take_held_resume(other, now)
+                    self.opening.take_held_resume(other, now)
         others, row = self.links.of(node_id), self.members.rows.get(node_id)
         if row is None or any(other.phase is not _WAITING for other in others):
             return
@@ -253,14 +152,6 @@ class Membership:
         elif not others:
             self.discovery.disconnected(node_id, now, 0.0)
 
-    def handshake_timed_out(self, link: Link, now: Instant) -> None:
-        if link.phase is Phase.PROVING and self.keepalive.is_open(link.node_id):
-            self.links.give_time(link, now)  # it is the older connection that takes so long
-        elif link.phase is not _OPEN:
-            self._refuse(link, CloseReason.HANDSHAKE_TIMEOUT, "no Resume in time", now)
-        elif self.members.rows[link.node_id].health is _LEFT:
-            self._drop(link, None, now)
-
     def closed_by_peer_untrusted(self, link: Link, close: Close, now: Instant) -> None:
         """Take the reason that a peer gave for closing."""
         link.close_reason = close.reason
@@ -271,7 +162,7 @@ class Membership:
     def misbehaved(self, link: Link, detail: str, now: Instant) -> None:
         """Close the connection of a peer that broke the rules, and tell the observers."""
         self._report(link, detail)
-        self._drop(link, CloseReason.PROTOCOL_ERROR, now, detail)
+        self.drop(link, CloseReason.PROTOCOL_ERROR, now, detail)
 
     def _report(self, link: Link, detail: str) -> None:
         self._context.count("peers_misbehaved")
@@ -280,31 +171,14 @@ class Membership:
 
     # --- identity -------------------------------------------------------------------------------
 
-    def _met_own_id(self, link: Link, now: Instant) -> None:
-        """Two ends with our node id: ourselves, or another process."""
-        if link.hello.nonce == self._context.settings.nonce:
-            if link.dialed is not None:
-                self.discovery.found_self(link.dialed, now)
-            self._drop(link, None, now)
-            return
-        own = self.members.own.incarnation
-        self._drop(link, CloseReason.DUPLICATE_ID, now, "this node id is in use", own)
-        self.identity.met_other(link)
-
     def _reconnect(self, now: Instant) -> None:
         """Say a new HELLO to everyone; what we sent before is not sent again."""
         self.memory.persist(now)
         for link in self.links.every():
-            self._drop(link, CloseReason.BYE, now, "a larger incarnation follows")
+            self.drop(link, CloseReason.BYE, now, "a larger incarnation follows")
         self._streams.renumbered(self.members.own.incarnation)
 
-    def _found_other(self, link: Link, dialed: Address, now: Instant) -> None:
-        """Where we dialled one node and found another, the one expected there is not there."""
-        node_id = self.discovery.expected_at(dialed)
-        if node_id != link.node_id:
-            self._not_there(node_id, dialed, now)
-
-    def _not_there(self, node_id: NodeId | None, address: Address | None, now: Instant) -> None:
+    def not_there(self, node_id: NodeId | None, address: Address | None, now: Instant) -> None:
         """Fail the open ping of a node that is not where it says."""
         row = None if node_id is None else self.members.rows.get(node_id)
         if node_id is None or row is None or row.is_linked:
@@ -324,7 +198,7 @@ class Membership:
             self._context.emit(DuplicateId(self._context.settings.cluster, node_id, link.remote))
             self._context.count("duplicate_ids")
             where = f"it answers at {self.members.rows[node_id].record.address}"
-            self._refuse(link, CloseReason.DUPLICATE_ID, where, now, value)
+            self.refuse(link, CloseReason.DUPLICATE_ID, where, now, value)
 
     # --- pings ----------------------------------------------------------------------------------
 
@@ -398,7 +272,7 @@ class Membership:
         """A member is off the list; its address is dialled on until nobody remembers it."""
         self.keepalive.unwatch(node_id)
         for link in self.links.of(node_id):
-            self._drop(link, CloseReason.REMOVED, now)
+            self.drop(link, CloseReason.REMOVED, now)
         self.rerouting.forget(node_id)
         self._streams.gone(node_id, now)
         row = self.members.rows[node_id]
@@ -446,22 +320,19 @@ class Membership:
             where = f"{failed.address} says: {failed.detail}"
             self.identity.refused(failed.close_reason, failed.close_value, where, now)
         if failed.failure is DialFailure.REFUSED:
-            self._not_there(node_id, failed.address, now)
+            self.not_there(node_id, failed.address, now)
 
     # --- what others say ------------------------------------------------------------------------
 
     def learned(self, node_id: NodeId, now: Instant, *, is_new: bool) -> None:
-        """Dial a member that was learned from others, at once or after the smaller id had time."""
+        """Dial a member that was learned from others."""
         self.memory.changed(now)
         self.rerouting.learned(node_id, now)
         row = self.members.rows[node_id]
         address = None if row.is_linked else address_of_untrusted(row.record.address)
         if address is None or row.health in (_LEFT, _REMOVED):
             return
-        self.discovery.heard_news(address, node_id, row.silent_since)
-        is_joining = now - self._started_at < JOINING
-        is_smaller = self._context.settings.node_id < node_id
-        self.discovery.dial_soon(address, now, 0.0 if is_smaller or is_joining else DEFERENCE)
+        self.discovery.heard_news(address, node_id, row.silent_since, now)
         if is_new:
             self.keepalive.watch(node_id, now)
 
@@ -483,12 +354,13 @@ class Membership:
     def forget_due(self, now: Instant) -> None:
         """Forget the records of those whom nobody has heard from for `forget_after`."""
         for node_id in self.forgetting.due(now):
-            self._forget(node_id, now)
+            self.forget(node_id, now)
         for link in self.links:
             if link.is_routed:  # its address is still worth dialling
                 self._dial_member(self.members.rows[link.node_id], now)
 
-    def _forget(self, node_id: NodeId, now: Instant) -> None:
+    def forget(self, node_id: NodeId, now: Instant) -> None:
+        """Forget the record of a node, and all that was kept because of it."""
         row = self.members.rows[node_id]
         if row.health not in (_LEFT, _REMOVED):
             self.members.set_health(row, _REMOVED, "nobody has heard from it", now)

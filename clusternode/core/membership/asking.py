@@ -70,6 +70,8 @@ class Path:
     """How often the ping has got more time, for the other ways (`TURNS`)."""
     is_direct_out: bool = False
     """Whether it is known that the direct connection does not answer it."""
+    is_hopeless: bool = False
+    """Whether it has failed when all refuse: they refused before, or nobody listens there."""
     told: Way = ()
     """The way that the observers were told of last."""
     incarnation: int = 0
@@ -124,7 +126,7 @@ class Asking:
         path.incarnation = self._members.rows[node_id].record.incarnation
         if path.number != number:
             path.number = number
-            path.turns, path.is_direct_out = 0, False
+            path.turns, path.is_direct_out, path.is_hopeless = 0, False, False
             path.begin()
         return path
 
@@ -132,7 +134,7 @@ class Asking:
         """Give a ping that the direct way has failed one more turn; tells whether it has one."""
         path = self.path_of_ping(node_id)
         self.silent(node_id, path, now)
-        if path.turns >= (TURNS_MAX if self._is_worth_more(node_id, now) else TURNS):
+        if not self.has_turn(node_id, path, now):
             return False
         path.is_direct_out = True
         path.begin()
@@ -141,6 +143,20 @@ class Asking:
             return False
         self._keepalive.prolong(node_id, now + self._turn)
         return True
+
+    def has_turn(self, node_id: NodeId, path: Path, now: Instant) -> bool:
+        """Tell whether a ping may get one more turn."""
+        return path.turns < (TURNS_MAX if self._is_worth_more(node_id, now) else TURNS)
+
+    def may_wait(self, node_id: NodeId, path: Path, now: Instant) -> bool:
+        """Tell whether those who all refuse are asked again when this turn is over; only once.
+
+        The link of one may only have been reset, and a second relay may not be found yet.
+        """
+        if path.is_hopeless or not self._members.is_active(node_id):
+            return False
+        path.is_hopeless = True
+        return not self._is_torn_for(node_id) and self.has_turn(node_id, path, now)
 
     def _is_worth_more(self, node_id: NodeId, now: Instant) -> bool:
         if self._is_torn_for(node_id) or self._is_shared_out(node_id):

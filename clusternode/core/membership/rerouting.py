@@ -214,6 +214,7 @@ class Rerouting:
                 self._give_up_direct(link, now)
                 return True
             if is_refused:
+                path.is_hopeless = True
                 return bool(path.asked or path.answered)
         return self._is_enabled and self._asking.take_turn(node_id, now)
 
@@ -393,13 +394,16 @@ class Rerouting:
     def _refused_by_all(self, node_id: NodeId, path: Path, now: Instant) -> None:
         """Every relay says that it has no link to a member, and none is silent.
 
-        The ping has failed where the direct way is out too. Else a tunnel is given up, and all are
-        asked once more a little later: perhaps their links were only reset.
+        The ping has failed where the direct way is out too, but an active member is asked for once
+        more, when the turn is over. Else a tunnel is given up, and all are asked once more a little
+        later: perhaps their links were only reset.
         """
         link = self._links.open_to(node_id)
         if path.is_direct_out:
-            self._owner.ping_failed(node_id, now)
+            if not self._asking.may_wait(node_id, path, now):
+                self._owner.ping_failed(node_id, now)
         elif link is not None and link.is_routed:
+            path.is_hopeless = True
             self._owner.abandon_link(link, now)
             turn: Seconds = self._context.settings.health.ping_timeout / TURNS
             self._keepalive.prolong(node_id, now + turn)

@@ -618,6 +618,61 @@ def test_who_is_found_at_the_second_asking_was_never_down():
     assert node.lone.events_of(PeerDown) == []
 
 
+def silent_n9(node):
+    """Let a ping of n9 time out over its connection, and be on its way over n1 and n3."""
+    relays = (node.links["n1"], node.links["n3"])
+    while not node.pings("n9", over="n1"):
+        node.lone.pass_time(0.1, answers=relays)
+        node.lone.sent[node.links["n9"]].clear()
+
+
+def test_who_all_relays_refuse_once_while_its_link_is_silent_is_asked_for_again_first():
+    """Swarm 100253: the only relay had lost its own link a moment ago, and had it back at once."""
+    node = Crossing()
+    silent_n9(node)
+    all_refuse(node)
+    assert node.lone.status("n9") == "active"
+    asked = len(node.asked_over("n9"))
+
+    node.lone.pass_time(1.05, answers=(node.links["n1"], node.links["n3"]))
+    assert len(node.asked_over("n9")) == asked + 2
+    node.pong("n9", over="n3")
+    assert node.lone.status("n9") == "active"
+    assert node.lone.events_of(PeerDown) == []
+
+
+def test_who_all_relays_refuse_twice_while_its_link_is_silent_has_failed():
+    node = Crossing()
+    silent_n9(node)
+    all_refuse(node)
+    node.lone.pass_time(1.05, answers=(node.links["n1"], node.links["n3"]))
+    all_refuse(node)
+
+    assert node.lone.status("n9") == "not_active"
+
+
+def test_who_all_relays_refuse_after_its_host_has_failed_at_once():
+    node = Crossing()
+    silent_n9(node)
+    node.lose("n9")
+    node.refuse("n9")
+    assert node.lone.status("n9") == "active"
+    all_refuse(node)
+
+    assert node.lone.status("n9") == "not_active"
+
+
+def test_whose_host_refuses_after_all_relays_has_failed_at_once():
+    node = Crossing()
+    silent_n9(node)
+    all_refuse(node)
+    node.lose("n9")
+    assert node.lone.status("n9") == "active"
+    node.refuse("n9")
+
+    assert node.lone.status("n9") == "not_active"
+
+
 def test_a_new_life_of_a_member_without_a_link_is_asked_for_at_once_and_by_its_incarnation():
     node = Crossing()
     tunnel_to_n9(node)

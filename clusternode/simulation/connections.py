@@ -112,14 +112,16 @@ class Connections(Tcp[NodeEnd]):
         world.after(back, self._send_hello, dialer)
 
     def _send_hello(self, end: NodeEnd) -> None:
-        if not end.is_open:
-            return
+        if end.is_open:
+            self._send(end, (ItemKind.HELLO, self._hello_of(end), 0))
+
+    def _hello_of(self, end: NodeEnd) -> Frame:
         process = end.process
         life = (process.node_id, process.incarnation)
         frame = self._hellos.get(life)
         if frame is None:
             frame = self._hellos[life] = frame_of(process.hello)
-        self._send(end, (ItemKind.HELLO, frame, 0))
+        return frame
 
     def _handshake_timeout(self, end: NodeEnd) -> None:
         if end.is_open and not end.is_established:

@@ -84,6 +84,8 @@ class ProcessView(Protocol):
     @property
     def is_running(self) -> bool: ...
     @property
+    def is_paused(self) -> bool: ...
+    @property
     def is_listening(self) -> bool:
         """Whether its kernel takes connections for it."""
         ...
@@ -113,8 +115,6 @@ class Sender(ProcessView, Protocol):
 class NodeView(Sender, Protocol):
     """A process that is a node of the core and nothing else, as its handlers see it."""
 
-    @property
-    def is_paused(self) -> bool: ...
     @property
     def settings(self) -> NodeSettings: ...
     @property

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import attrs
 import pytest
 
+from clusternode.core.effects import Write
 from clusternode.core.settings import HealthSettings
 from clusternode.core.types import ConnectionId, NodeId
+from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import Ping
 from clusternode.recording.trace import Recorder, replay
 from clusternode.simulation.model import ModelWorld
@@ -74,6 +77,98 @@ def test_every_ping_is_sent_and_answered_as_in_other_worlds():
         assert world.counts.messages > 2 * pings[fidelity]
 
     assert pings["bundles"] == pytest.approx(pings["messages"], rel=0.05)
+
+
+def world_of_two() -> ModelWorld:
+    """Return a world in which n2 dials n1 within the next milliseconds."""
+    plan = WorldPlan(
+        node_ids=[NodeId("n1"), NodeId("n2")], notification=[address_of(0)], fidelity="bundles"
+    )
+    world = ModelWorld(plan, 1, keep_trace=True)
+    for node_id in world.hosts:
+        world.start(node_id)
+    world.run_until(world.now)
+    return world
+
+
+def counters_of(world: ModelWorld, node_id: str) -> dict[str, int]:
+    return dict(world.snapshots()[NodeId(node_id)].counters)
+
+
+def test_a_connection_opens_within_milliseconds_where_nothing_is_wrong():
+    world = world_of_two()
+
+    world.run_until(world.now + 0.05)
+
+    assert counters_of(world, "n1")["links_opened"] == 1
+    assert counters_of(world, "n2")["links_opened"] == 1
+
+
+def test_who_is_killed_while_it_is_dialled_refuses():
+    world = world_of_two()
+
+    world.kill(NodeId("n1"))
+    world.run_until(world.now + 0.05)
+
+    assert counters_of(world, "n2")["dials_failed_refused"] >= 1
+
+
+def test_who_is_paused_while_it_is_dialled_answers_later():
+    world = world_of_two()
+
+    world.pause(NodeId("n1"))
+    world.run_until(world.now + 2.0)
+    assert "links_opened" not in counters_of(world, "n2")
+    world.resume(NodeId("n1"))
+    world.run_until(world.now + 0.05)
+
+    assert counters_of(world, "n2")["links_opened"] == 1
+
+
+def test_a_handshake_over_a_link_that_is_cut_meanwhile_goes_on_once_it_is_mended():
+    world = world_of_two()
+
+    world.block([NodeId("n1")], [NodeId("n2")])
+    world.run_until(world.now + 2.0)
+    assert "links_opened" not in counters_of(world, "n2")
+    world.heal()
+    world.run_until(world.now + 2.0)
+
+    assert counters_of(world, "n2")["links_opened"] == 1
+
+
+def test_nothing_overtakes_what_was_sent_before_or_during_a_fault():
+    world = world_of_two()
+    world.run_until(world.now + 5.0)
+    one, two = (host.ip for host in world.hosts.values())
+    process = world.hosts[NodeId("n1")].process
+    assert isinstance(process, Process)
+    (end,) = process.ends.values()
+    numbers = range(1001, 1301)
+
+    def send(number: int) -> None:  # of another digest: it is not answered on its way
+        frame = frame_of(Ping(number, 0))
+        back = Write(end.other.connection, [frame_of(Ping(number, 0))], more=False)
+        world.connections.written(end.other, back)
+        if number % 10 > 1:
+            world.connections.written(end, Write(end.connection, [frame], more=False))
+        else:
+            world.connections.write_each(process, [end.connection], frame)
+        world.run_until(world.now)  # if it was to have a turn of the writer, this is it
+
+    for number in numbers:
+        if number % 3 == 2:
+            world.network.block([one], [two])
+        send(number)
+        world.network.heal()
+        if number % 10 == 0:
+            world.run_until(world.now + (0.005 if number % 20 else 0.00037))
+    world.run_until(world.now + 1.0)
+    world.digest()
+
+    said = " ".join(line for line in world.trace.kept if line.startswith("n2 "))
+    pings = [int(number) for number in re.findall(rf"\b{Ping.TYPE}\.(1\d\d\d)\b", said)]
+    assert pings == list(numbers)
 
 
 def test_a_node_that_cannot_answer_at_once_takes_the_long_way():

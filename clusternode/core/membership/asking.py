@@ -259,7 +259,16 @@ class Asking:
         if path.turns < TURNS or self._is_torn_for(node_id):
             return Hints(is_silent)
         heard = [relay for relay in self.ways.relays() if self._is_heard(relay, node_id)]
-        return Hints(is_silent, heard, self._suspects(node_id, now))
+        return Hints(is_silent, heard, self._beyond(node_id, now))
+
+    def _beyond(self, node_id: NodeId, now: Instant) -> list[NodeId]:
+        """Return the active members that a relay may reach, but not we: who may be lost first.
+
+        Those that others reach for us are among them: it may be their way that has just broken.
+        """
+        found = itertools.islice(self.found, LOOKED_AT_MAX)
+        others = dict.fromkeys([*self._suspects(node_id, now), *found])
+        return [other for other in others if other != node_id and self._members.is_active(other)]
 
     def _suspects(self, node_id: NodeId, now: Instant) -> list[NodeId]:
         """Return the active members that may be cut off from us like this one, but not from all."""

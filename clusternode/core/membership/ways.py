@@ -47,7 +47,8 @@ class Hints:
     heard: Sequence[NodeId] = ()
     """Direct neighbours that have answered since the member did not."""
     cut_off: Sequence[NodeId] = ()
-    """Active members that do not answer us either, but perhaps those that are heard."""
+    """Active members that do not answer us either, or only over others, but perhaps those that are
+    heard."""
 
     def pairs(self) -> Iterator[Way]:
         """Yield the ways over one who is heard and one who is not, every one of these in turn."""

@@ -618,12 +618,10 @@ def test_who_is_found_at_the_second_asking_was_never_down():
     assert node.lone.events_of(PeerDown) == []
 
 
-def silent_n9(node):
-    """Let a ping of n9 time out over its connection, and be on its way over n1 and n3."""
-    relays = (node.links["n1"], node.links["n3"])
-    while not node.pings("n9", over="n1"):
-        node.lone.pass_time(0.1, answers=relays)
-        node.lone.sent[node.links["n9"]].clear()
+def silent_n9(node, *, until=lambda node: node.pings("n9", over="n1")):
+    """Let n9 be silent until a ping of it is on its way over n1 and n3."""
+    while not until(node):
+        node.lone.pass_time(0.1, answers=(node.links["n1"], node.links["n3"]))
 
 
 def test_who_all_relays_refuse_once_while_its_link_is_silent_is_asked_for_again_first():
@@ -649,6 +647,22 @@ def test_who_all_relays_refuse_twice_while_its_link_is_silent_has_failed():
     all_refuse(node)
 
     assert node.lone.status("n9") == "not_active"
+
+
+def test_who_is_reached_over_a_member_is_asked_as_second_relay_when_that_one_is_silent():
+    """Swarm 601233: the last of three cuts, one after another, left a row of four nodes."""
+    node = Crossing()
+    silent_n9(node, until=lambda node: node.sent("n9", Ping))
+    node.links["n7"] = node.lone.open("n7")
+    node.lose("n7")
+    node.pong("n7", over="n9")
+    silent_n9(node)
+    all_refuse(node)
+    node.lone.pass_time(1.05, answers=(node.links["n1"], node.links["n3"]))
+
+    assert {("n1", "n7"), ("n3", "n7")} <= set(node.asked_over("n9"))
+    node.pong("n9", over="n3")
+    assert node.lone.status("n9") == "active"
 
 
 def test_who_all_relays_refuse_after_its_host_has_failed_at_once():

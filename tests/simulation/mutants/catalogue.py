@@ -488,6 +488,18 @@ def who_is_silent_is_no_relay(right: Function) -> Function:
     return lambda self, node_id, now: []
 
 
+@mutant(Asking, "may_wait", ["a-row-of-four-cut-by-cut"], [FLAPPING])
+def all_refuse_once_and_it_has_failed(right: Function) -> Function:
+    """Who is silent and whom all relays refuse is not asked for again, over anyone else."""
+    return lambda self, node_id, path, now: False
+
+
+@mutant(Asking, "_beyond", ["a-row-of-four-cut-by-cut"], [FLAPPING])
+def who_is_reached_over_others_is_no_relay(right: Function) -> Function:
+    """Only who is lost is looked for behind other relays, not who was reached over the silent."""
+    return lambda self, node_id, now: self._suspects(node_id, now)
+
+
 @mutant(Rerouting, "no_route_untrusted", AT_ONCE, [EVERYONE])
 def refusals_of_relays_are_ignored(right: Function) -> Function:
     """Who says that it has no link is believed to have one, and other ways are not asked."""

@@ -28,8 +28,10 @@ class Echoes:
     def __init__(self, links: Links, membership: Membership, leaving: Leaving, step: Step) -> None:
         self._leaving = leaving
         self._links = links
-        self._members = membership.members
-        self._keepalive = membership.keepalive
+        self.members = membership.members
+        """Who pings with its digest, over a connection that is idle, gets a pong and no more."""
+        self.keepalive = membership.keepalive
+        """But where a ping is open, a ping of the other side is news to it."""
         self._rerouting = membership.rerouting
         self._step = step
 
@@ -43,9 +45,9 @@ class Echoes:
         if link is None or link.phase is not _OPEN or self._leaving.is_under_way:
             return False
         outlet = link.outlet
-        if outlet.is_announced or outlet.is_writing or ping.digest != self._members.digest:
+        if outlet.is_announced or outlet.is_writing or ping.digest != self.members.digest:
             return False
-        keepalive = self._keepalive
+        keepalive = self.keepalive
         if keepalive.opened:
             keepalive.heard(link.node_id)
         return True
@@ -58,14 +60,14 @@ class Echoes:
         All that `step` does for `FramesReceived` on one after the other.
         """
         by_connection = self._links.by_connection
-        links = [by_connection[number] for number in connections if number in by_connection]
+        links = [link for link in map(by_connection.get, connections) if link is not None]
         if (
-            pong.digest != self._members.digest
+            pong.digest != self.members.digest
             or not self._links.are_all_open
             or self._leaving.is_under_way
         ):
             return self._step(links, pong, now)
-        others = self._keepalive.answered_by(links, pong.number, now)
+        others = self.keepalive.answered_by(links, pong.number, now)
         if self._rerouting.has_paths:
             for link in links:
                 if link not in others and not link.is_routed:

@@ -2,9 +2,11 @@
 
 Between two nodes with nothing wrong between them, a frame costs no event and no draw of its own:
 one event carries all that arrives in a thousandth of a second, wherever it goes, the answer to a
-ping comes back with it, and a connection is there with the HELLO that is said first on it. As soon
-as anything is wrong with a link or an end it is simulated as everywhere else. Described in
-docs/simulation.md ("What is simulated, and what is not").
+ping comes back with it, and a connection is there with the HELLO that is said first on it. Where
+the last round found nothing wrong with a connection, nor anything on its way, and nothing has
+happened to it since, it is *quiet*, and the next round does not look again. As soon as anything is
+wrong with a link or an end it is simulated as everywhere else. Described in docs/simulation.md
+("What is simulated, and what is not").
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
+import attrs
+
 from clusternode.core.types import ConnectionId, Instant
 from clusternode.core.wire.messages import Frame, Ping, Pong, WireMessage
-from clusternode.simulation.connections import WRITE_SIZE_BYTES, Connections, NodeEnd
+from clusternode.simulation.connections import LOUD, WRITE_SIZE_BYTES, Connections, NodeEnd
 from clusternode.simulation.fidelity import Wire
 from clusternode.simulation.surroundings import NodeView, WorldView
 from clusternode.simulation.tcp import Dial, Item, ItemKind
@@ -29,6 +33,19 @@ _DATA = ItemKind.DATA  # to look a member of an enumeration up costs as much as 
 Bundle = list[tuple[NodeEnd, Item, int]]  # who sent it, what, and in which generation
 
 
+@attrs.define(eq=False)
+class Flight:
+    """A ping on its way to many, over quiet connections where nothing is noted at the ends."""
+
+    asker: NodeView
+    ping: Frame
+    item: Item
+    arrives_at: Instant
+    ends: list[NodeEnd] = attrs.Factory(list)
+    noted: dict[NodeEnd, int] = attrs.Factory(dict)
+    """The ends at which it is noted that it is on its way, and in which generation it was sent."""
+
+
 class BundledConnections(Connections):
     """All connections between the nodes of a large world."""
 
@@ -40,6 +57,7 @@ class BundledConnections(Connections):
         self._written_at: Instant | None = None
         self._arrives_at: Instant = 0.0
         self._shaken_at: Instant = 0.0
+        self._flights: list[Flight] = []
 
     # Dialling and the handshake.
 
@@ -95,6 +113,7 @@ class BundledConnections(Connections):
 
     def _want_turn(self, end: NodeEnd) -> None:
         if not end.is_writing:
+            self._disturb(end)
             end.is_writing = True
             if not self._turns:
                 self._world.soon(self._give_turns)
@@ -128,6 +147,7 @@ class BundledConnections(Connections):
             self._send(end, (ItemKind.DATA, payload, size))
 
     def _send(self, end: NodeEnd, item: Item) -> None:
+        self._disturb(end)
         flow = end.flow
         if flow.rate or not (self._world.network.is_plain or self._is_plain(end)):
             super()._send(end, item)
@@ -173,70 +193,135 @@ class BundledConnections(Connections):
         """Write a ping on many connections: it arrives as one, where nothing is wrong with any."""
         if self._written_at != self._world.now:
             self._begin_bundle()
-        arrives_at, size = self._arrives_at, frame.size_bytes
-        is_plain = self._world.network.is_plain
+        network = self._world.network
+        arrives_at, changes = self._arrives_at, network.changes
         ends = process.ends
-        item = (ItemKind.DATA, [frame], size)
-        sent: list[tuple[NodeEnd, int]] = []
-        for connection in connections:
-            end = ends.get(connection)
-            if end is None:
-                continue
-            flow = end.flow
-            if (
-                end.is_writing
-                or end.on_the_way
-                or end.stalled
-                or flow.rate
-                or flow.last_arrival > arrives_at
-                or not (is_plain or self._is_plain(end))
-            ):
-                self._push(end, frame)
-                continue
-            flow.written_bytes += size
-            flow.last_arrival = arrives_at
-            end.on_the_way.append(item)
-            sent.append((end, end.generation))
-        self._world.counts.messages += len(sent)
-        self._world.at(arrives_at, self._pings_arrive, process, item, sent)
+        flight = Flight(process, frame, (_DATA, [frame], frame.size_bytes), arrives_at)
+        flight.ends = [
+            end
+            for connection in connections
+            if (end := ends.get(connection)) is not None
+            and (end.quiet == changes or self._departs(end, flight))
+        ]
+        self._world.counts.messages += len(flight.ends)
+        self._flights.append(flight)
+        self._world.at(arrives_at, self._pings_arrive, flight)
         self._end_bundle(arrives_at)
 
-    def _pings_arrive(
-        self, asker: NodeView, item: Item, sent: Sequence[tuple[NodeEnd, int]]
-    ) -> None:
+    def _departs(self, end: NodeEnd, flight: Flight) -> bool:
+        """Send a ping over a connection that is not known to be quiet, or let the writer do it."""
+        flow = end.flow
+        network = self._world.network
+        if (
+            end.is_writing
+            or end.on_the_way
+            or end.stalled
+            or flow.rate
+            or flow.last_arrival > flight.arrives_at
+            or not (network.is_plain or self._is_plain(end))
+        ):
+            self._push(end, flight.ping)
+            return False
+        self._note_departure(end, flight)
+        return True
+
+    @staticmethod
+    def _note_departure(end: NodeEnd, flight: Flight) -> None:
+        """Note at an end that a ping is on its way from it: it is quiet no more."""
+        end.quiet = LOUD
+        end.flow.written_bytes += flight.item[2]
+        end.flow.last_arrival = max(end.flow.last_arrival, flight.arrives_at)
+        end.on_the_way.append(flight.item)
+        flight.noted[end] = end.generation
+
+    def _pings_arrive(self, flight: Flight) -> None:
         """Bring a ping to many nodes, and the pongs of those back that have nothing else to say."""
-        is_plain = self._world.network.is_plain
-        frames = item[1]
-        ping = frames[0].message
+        self._flights.remove(flight)
+        asker, changes = flight.asker, self._world.network.changes
+        ping = flight.ping.message
+        assert isinstance(ping, Ping)
+        digest = ping.digest
         is_there = asker.is_running and not asker.is_paused
         answered: list[ConnectionId] = []
-        for end, generation in sent:
-            other = end.other
-            process = other.process
-            if (
-                generation != end.generation
-                or end.stalled
-                or not other.is_open
-                or not other.is_established
-                or not process.is_running
-                or process.is_paused
-                or not (is_plain or self._is_plain(end))
-            ):
-                self._arrive(end, item, generation)
-                continue
-            end.on_the_way.pop(0)
-            if (
-                is_there
-                and end.is_open
-                and not other.on_the_way
-                and not other.stalled
-                and process.answers(other.connection, ping)
-            ):
+        for end in flight.ends:
+            if end.quiet == changes and is_there:
+                peer = end.peer
+                echoes = peer.echoes
+                if (
+                    echoes.members.digest == digest
+                    and not echoes.keepalive.opened
+                    and not peer.is_paused
+                ):
+                    answered.append(end.connection)
+                    continue
+            if self._is_answered(end, flight, is_there=is_there):
                 answered.append(end.connection)
-            else:
-                process.receive(other.connection, frames)
         if answered:
-            asker.answered(answered, Pong(ping.number, ping.digest))
+            asker.answered(answered, Pong(ping.number, digest))
+
+    def _is_answered(self, end: NodeEnd, flight: Flight, *, is_there: bool) -> bool:
+        """Bring a ping to one node; tells whether nothing but its pong comes back."""
+        network = self._world.network
+        other = end.other
+        process = other.process
+        if end not in flight.noted:
+            self._note_departure(end, flight)
+        generation = flight.noted[end]
+        if other.quiet != LOUD:
+            self._note_flights(other)
+        if (
+            generation != end.generation
+            or end.stalled
+            or not other.is_open
+            or not other.is_established
+            or not process.is_running
+            or process.is_paused
+            or not (network.is_plain or self._is_plain(end))
+        ):
+            self._arrive(end, flight.item, generation)
+            return False
+        end.on_the_way.pop(0)
+        ping = flight.ping.message
+        assert isinstance(ping, Ping)
+        if (
+            is_there
+            and end.is_open
+            and not other.on_the_way
+            and not other.stalled
+            and process.answers(other.connection, ping)
+        ):
+            if not (end.on_the_way or end.is_writing or other.is_writing or end.stalled):
+                end.quiet, end.peer = network.changes, process
+            return True
+        process.receive(other.connection, flight.item[1])
+        return False
+
+    # What ends the quiet.
+
+    def _disturb(self, end: NodeEnd) -> None:
+        """Look again from now on, at both ends, before something happens to a connection."""
+        for side in (end, end.other):
+            if side.quiet != LOUD:
+                side.quiet = LOUD
+                self._note_flights(side)
+
+    def _note_flights(self, end: NodeEnd) -> None:
+        """Note at a quiet end what is on its way from it; it is quiet no more if anything is."""
+        for flight in self._flights:
+            if end in flight.ends and end not in flight.noted:
+                self._note_departure(end, flight)
+
+    def reset(self, end: NodeEnd) -> None:
+        self._disturb(end)
+        super().reset(end)
+
+    def _lose(self, end: NodeEnd) -> None:
+        self._disturb(end)
+        super()._lose(end)
+
+    def _forget(self, end: NodeEnd) -> None:
+        self._disturb(end)
+        super()._forget(end)
 
     def _is_plain(self, end: NodeEnd) -> bool:
         return self._world.network.is_plain_between(end.process.host.ip, end.other.process.host.ip)

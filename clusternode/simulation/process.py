@@ -86,6 +86,7 @@ class Process:
         if recorder is not None and recorder.node_id == host.node_id:
             recorder.begin(settings, world.now, rng)
         self.node = Node(settings, world.now, rng)
+        self.echoes = self.node.pings
         self.connection_ids = itertools.count(1)
         self.ends: dict[ConnectionId, NodeEnd] = {}
         self.is_running = True
@@ -195,7 +196,7 @@ class Process:
 
     def answers(self, connection: ConnectionId, ping: Ping) -> bool:
         """Let the node answer a ping that came alone; False where that is no simple one."""
-        return not self.is_recorded and self.node.pings.answers(connection, ping)
+        return not self.is_recorded and self.echoes.answers(connection, ping)
 
     def answered(self, connections: Sequence[ConnectionId], pong: Pong) -> None:
         """Step the node with the pongs of others who have answered like this."""
@@ -209,7 +210,7 @@ class Process:
         counts.messages += len(connections)
         counts.inputs += 3 * len(connections)  # each ping comes, its pong is written, and comes
         counts.stepping = self.node_id
-        for effect in self.node.pings.answered(connections, pong, self.clock.now):
+        for effect in self.echoes.answered(connections, pong, self.clock.now):
             _PERFORM[type(effect)](self, effect)
         if self.is_running:
             self.clock.arm()

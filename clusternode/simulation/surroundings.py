@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import attrs
 
+from clusternode.core.echoes import Echoes
 from clusternode.core.effects import Write
 from clusternode.core.inputs import Ask, Input, Leave, Publish, RemoveMember
 from clusternode.core.settings import NodeSettings
@@ -124,6 +125,11 @@ class NodeView(Sender, Protocol):
     def feed(self, input_: Input) -> None: ...
     def take(self, connection: ConnectionId, bytes_max: int) -> Write | None:
         """Ask for what is to be written; None where that is performed already."""
+        ...
+
+    @property
+    def echoes(self) -> Echoes:
+        """What answers pings while nothing else happens."""
         ...
 
     def answers(self, connection: ConnectionId, ping: Ping) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
@@ -14,10 +15,14 @@ from clusternode.core.types import ConnectionId, NodeId
 from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import Ping
 from clusternode.recording.trace import Recorder, replay
+from clusternode.simulation.bundles import BundledConnections
+from clusternode.simulation.connections import LOUD
+from clusternode.simulation.fidelity import wire_of
 from clusternode.simulation.model import ModelWorld
 from clusternode.simulation.process import Process
 from clusternode.simulation.runner import run, run_in
 from clusternode.simulation.scenario import Scenario, load
+from clusternode.simulation.swarm import draw
 from clusternode.simulation.world import WorldPlan, address_of
 
 SCENARIOS = Path(__file__).resolve().parent.parent.parent / "scenarios"
@@ -187,3 +192,33 @@ def test_a_node_that_cannot_answer_at_once_takes_the_long_way():
     assert not process.answers(connection, Ping(77, digest ^ 1))
     assert not process.answers(ConnectionId(connection + 1), Ping(77, digest))
     assert process.answers(connection, Ping(77, digest))
+
+
+class Wary(BundledConnections):
+    """Looks at every connection again in every round."""
+
+    def _is_answered(self, end, flight, *, is_there):
+        is_answered = super()._is_answered(end, flight, is_there=is_there)
+        end.quiet = LOUD
+        return is_answered
+
+
+class WaryWorld(ModelWorld):
+    def _new_connections(self):
+        return Wary(self, wire_of(self.plan.fidelity, random.Random(f"{self.seed}/wire")))
+
+
+@pytest.mark.parametrize(
+    "seed", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 14, 21, 22))]
+)
+def test_not_to_look_again_at_a_quiet_connection_changes_nothing_but_the_bytes_counted(seed):
+    scenario = draw(seed)
+    scenario = attrs.evolve(scenario, plan=attrs.evolve(scenario.plan, fidelity="bundles"))
+    traces = []
+    for world_class in ModelWorld, WaryWorld:
+        world = world_class(scenario.plan, seed, keep_trace=True)
+        assert run_in(world, scenario).violations == []
+        world.trace.digest()
+        traces.append([re.sub(r"( Measured \d+) .*", r"\1", line) for line in world.trace.kept])
+
+    assert traces[0] == traces[1]

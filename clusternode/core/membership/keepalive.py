@@ -163,12 +163,15 @@ class Keepalive:
         number, frame = self._next_ping()
         timeout = self._context.settings.health.ping_timeout
         opened = self.opened
-        pings: dict[int, OpenPing] = {}  # position mark → the ping of all that have it
-        for node_id, mark in zip(node_ids, position_marks, strict=True):
-            ping = pings.get(mark)
-            if ping is None:
-                ping = pings[mark] = OpenPing(number, now, now + timeout, mark, number)
-            opened[node_id] = ping
+        first = position_marks[0]
+        ping = OpenPing(number, now, now + timeout, first, number)
+        opened.update(dict.fromkeys(node_ids, ping))
+        if min(position_marks) != max(position_marks):
+            pings = {first: ping}  # position mark → the ping of all that have it
+            for node_id, mark in zip(node_ids, position_marks, strict=True):
+                if mark not in pings:
+                    pings[mark] = OpenPing(number, now, now + timeout, mark, number)
+                opened[node_id] = pings[mark]
         self._await(number, node_ids, now + timeout / 2)
         return self._links.send_each(node_ids, frame)
 
@@ -241,15 +244,22 @@ class Keepalive:
         """Take the same pong from many; returns those for whom `answered` has to decide."""
         opened, rows, round_trips = self.opened, self._members.rows, self.round_trips
         others: list[Link] = []
+        usual: OpenPing | None = None  # the one that nearly all of them share
+        round_trip = 0.0
         for link in links:
             node_id = link.node_id
             ping = opened.get(node_id)
             row = rows[node_id]
-            if ping is None or ping.number != number or ping.has_timer or row.health is not _ACTIVE:
+            if ping is not usual or ping is None:
+                if ping is None or ping.number != number or ping.has_timer:
+                    others.append(link)
+                    continue
+                usual, round_trip = ping, now - ping.sent_at
+            if row.health is not _ACTIVE:
                 others.append(link)
                 continue
             del opened[node_id]
-            round_trips[node_id] = now - ping.sent_at
+            round_trips[node_id] = round_trip
             row.heard_at = row.silent_since = now
             row.fail_count = 0
             link.is_settled = True

@@ -356,7 +356,7 @@ class Membership:
         for node_id in self.forgetting.due(now):
             self.forget(node_id, now)
         for link in self.links:
-            if link.is_routed:  # its address is still worth dialling
+            if link.connection < 0:  # a tunnel: its address is still worth dialling
                 self._dial_member(self.members.rows[link.node_id], now)
 
     def forget(self, node_id: NodeId, now: Instant) -> None:

@@ -25,13 +25,16 @@ _OPEN = Phase.OPEN
 class Echoes:
     """The pings of one node while nothing else happens on its connections."""
 
+    __slots__ = ("_keepalive", "_leaving", "_links", "_rerouting", "_step", "members", "opened")
+
     def __init__(self, links: Links, membership: Membership, leaving: Leaving, step: Step) -> None:
         self._leaving = leaving
         self._links = links
         self.members = membership.members
         """Who pings with its digest, over a connection that is idle, gets a pong and no more."""
-        self.keepalive = membership.keepalive
+        self.opened = membership.keepalive.opened
         """But where a ping is open, a ping of the other side is news to it."""
+        self._keepalive = membership.keepalive
         self._rerouting = membership.rerouting
         self._step = step
 
@@ -47,9 +50,8 @@ class Echoes:
         outlet = link.outlet
         if outlet.is_announced or outlet.is_writing or ping.digest != self.members.digest:
             return False
-        keepalive = self.keepalive
-        if keepalive.opened:
-            keepalive.heard(link.node_id)
+        if self.opened:
+            self._keepalive.heard(link.node_id)
         return True
 
     def answered(
@@ -59,15 +61,14 @@ class Echoes:
 
         All that `step` does for `FramesReceived` on one after the other.
         """
-        by_connection = self._links.by_connection
-        links = [link for link in map(by_connection.get, connections) if link is not None]
+        links = self._links.at(connections)
         if (
             pong.digest != self.members.digest
             or not self._links.are_all_open
             or self._leaving.is_under_way
         ):
             return self._step(links, pong, now)
-        others = self.keepalive.answered_by(links, pong.number, now)
+        others = self._keepalive.answered_by(links, pong.number, now)
         if self._rerouting.has_paths:
             for link in links:
                 if link not in others and not link.is_routed:

@@ -65,7 +65,7 @@ def _member_row(
     record = row.record
     link = membership.links.open_to(node_id)
     stream = messaging.deliveries.streams.get(node_id)
-    round_trip = membership.keepalive.round_trips.get(node_id)
+    round_trip = row.round_trip
     return MemberSnapshot(
         node_id=node_id,
         address=record.address,

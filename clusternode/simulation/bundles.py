@@ -246,12 +246,7 @@ class BundledConnections(Connections):
         for end in flight.ends:
             if end.quiet == changes and is_there:
                 peer = end.peer
-                echoes = peer.echoes
-                if (
-                    echoes.members.digest == digest
-                    and not echoes.keepalive.opened
-                    and not peer.is_paused
-                ):
+                if peer.members.digest == digest and not peer.opened:
                     answered.append(end.connection)
                     continue
             if self._is_answered(end, flight, is_there=is_there):
@@ -291,7 +286,7 @@ class BundledConnections(Connections):
             and process.answers(other.connection, ping)
         ):
             if not (end.on_the_way or end.is_writing or other.is_writing or end.stalled):
-                end.quiet, end.peer = network.changes, process
+                end.quiet, end.peer = network.changes, process.echoes
             return True
         process.receive(other.connection, flight.item[1])
         return False

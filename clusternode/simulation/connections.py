@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from clusternode.core.echoes import Echoes
 from clusternode.core.effects import Write
 from clusternode.core.inputs import (
     Connected,
@@ -43,8 +44,8 @@ class NodeEnd(End):
 
     __slots__ = ("peer", "quiet")
     process: NodeView
-    peer: NodeView
-    """The process at the other end, once it was found quiet."""
+    peer: Echoes
+    """What answers at the other end, once it was found quiet."""
 
     def __init__(self, process: ProcessView, dialed: Address | None) -> None:
         super().__init__(process, dialed)

@@ -69,7 +69,7 @@ class Network:
         self.is_plain = self._is_good
         """Whether nothing is wrong with any link."""
         self.changes = 0
-        """How often anything was changed about any link."""
+        """How often anything was changed about any link, or who is at its ends stopped."""
 
     def _look(self) -> None:
         """Take note of whether anything is wrong with any link."""

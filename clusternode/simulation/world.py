@@ -203,6 +203,7 @@ class World(EventQueue):
         process = self.hosts[node_id].process
         if process is not None and not process.is_paused:
             process.is_paused = True
+            self.network.changes += 1
             self._machines.paused_at[node_id] = self.now
             self._machines.begin_disturbance(f"pause {node_id}", [node_id], [])
 

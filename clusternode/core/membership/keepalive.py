@@ -23,7 +23,7 @@ from clusternode.core.membership.links import Link, Links
 from clusternode.core.membership.members import Members, Row
 from clusternode.core.membership.passage import Passage
 from clusternode.core.membership.rounds import Rounds
-from clusternode.core.types import Instant, NodeId, Seconds
+from clusternode.core.types import Instant, NodeId
 from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.limits import MESSAGE_OVERHEAD_MAX
 from clusternode.core.wire.messages import Frame, Ping
@@ -68,7 +68,6 @@ class Keepalive:
         self._awaited: deque[tuple[Instant, int, Sequence[NodeId]]] = deque()
         """When to look first, the number they were opened as, and who was asked; by time."""
         self._next_number = 1
-        self.round_trips: dict[NodeId, Seconds] = {}
 
     def is_open(self, node_id: NodeId) -> bool:
         return node_id in self.opened
@@ -97,7 +96,9 @@ class Keepalive:
     def unwatch(self, node_id: NodeId) -> None:
         self._rounds.cancel(node_id)
         self._forget(node_id)
-        self.round_trips.pop(node_id, None)
+        row = self._members.rows.get(node_id)
+        if row is not None:
+            row.round_trip = None
 
     def in_turn(self, slot: int, now: Instant) -> list[NodeId]:
         """Return whose round begins now; the next one of each is fixed."""
@@ -236,13 +237,13 @@ class Keepalive:
         if ping is None or ping.number != number:
             self._context.count("pongs_unexpected")
             return False
-        self.round_trips[node_id] = now - ping.sent_at
+        self._members.rows[node_id].round_trip = now - ping.sent_at
         self._proved(node_id, now)
         return True
 
     def answered_by(self, links: Sequence[Link], number: int, now: Instant) -> list[Link]:
         """Take the same pong from many; returns those for whom `answered` has to decide."""
-        opened, rows, round_trips = self.opened, self._members.rows, self.round_trips
+        opened, rows = self.opened, self._members.rows
         others: list[Link] = []
         usual: OpenPing | None = None  # the one that nearly all of them share
         round_trip = 0.0
@@ -259,7 +260,7 @@ class Keepalive:
                 others.append(link)
                 continue
             del opened[node_id]
-            round_trips[node_id] = round_trip
+            row.round_trip = round_trip
             row.heard_at = row.silent_since = now
             row.fail_count = 0
             link.is_settled = True

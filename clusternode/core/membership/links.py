@@ -158,6 +158,7 @@ class Links:
         self.by_connection: dict[ConnectionId, Link] = {}  # for others to read
         self._open: dict[NodeId, Link] = {}
         self._by_node: dict[NodeId, tuple[Link, ...]] = {}  # node → its connections, oldest first
+        self._asked: tuple[list[ConnectionId], list[Link]] = ([], [])  # by the last `WriteEach`
 
     def __iter__(self) -> Iterator[Link]:
         return iter(self._open.values())
@@ -179,6 +180,13 @@ class Links:
 
     def is_open_to(self, node_id: NodeId) -> bool:
         return node_id in self._open
+
+    def at(self, connections: Sequence[ConnectionId]) -> list[Link]:
+        """Return what there still is of some connections; quick for those last asked together."""
+        asked, links = self._asked
+        if connections == asked:
+            return links
+        return [link for link in map(self.by_connection.get, connections) if link is not None]
 
     @property
     def are_all_open(self) -> bool:
@@ -259,6 +267,7 @@ class Links:
     def lost(self, link: Link) -> None:
         """Forget a connection."""
         del self.by_connection[link.connection]
+        self._asked = ([], [])
         link.outlet.is_over = True
         links = self._by_node.pop(link.node_id)
         if len(links) > 1:
@@ -302,6 +311,7 @@ class Links:
         """
         opened = self._open
         idle: list[ConnectionId] = []
+        links: list[Link] = []
         unlinked: list[NodeId] = []
         for node_id in node_ids:
             link = opened.get(node_id)
@@ -313,7 +323,9 @@ class Links:
                 self.send_frame(link, frame)
             else:
                 idle.append(link.connection)
+                links.append(link)
         if idle:
+            self._asked = (idle, links)
             self._context.effects.append(WriteEach(idle, frame))
         return unlinked
 

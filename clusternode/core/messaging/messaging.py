@@ -53,6 +53,8 @@ class Messaging:
         self.deliveries = Deliveries(context, wake, self.requests.finish)
         self._next_message_id = 1
         self.is_leaving = False
+        self._has_sent = False
+        """Whether any peer was ever sent anything: else no position was given either."""
 
     # --- calls from our side --------------------------------------------------------------------
 
@@ -253,6 +255,8 @@ class Messaging:
 
     def resumed_untrusted(self, node_id: NodeId, resume: Resume, now: Instant) -> bool:
         """Take the peer's side of it; tells whether it is possible."""
+        if resume.last_received:  # in another life of ours, perhaps
+            self._has_sent = True
         return self.deliveries.resumed_untrusted(node_id, resume, now)
 
     def disconnected(self, node_id: NodeId, now: Instant, *, blames_frame: bool) -> None:
@@ -305,7 +309,10 @@ class Messaging:
             return []
         if stream.is_ack_owed:
             self._context.timers.cancel(("ack", node_id))
-        return stream.take(bytes_max)
+        frames = stream.take(bytes_max)
+        if frames:
+            self._has_sent = True
+        return frames
 
     def is_quiet(self, node_id: NodeId) -> bool:
         """Tell whether a writer would get nothing at all, not even an acknowledgement."""
@@ -350,6 +357,8 @@ class Messaging:
 
     def position_marks(self, node_ids: Sequence[NodeId]) -> list[int]:
         """Return `position_mark` of each."""
+        if not self._has_sent:
+            return [0] * len(node_ids)
         streams = self.deliveries.streams
         return [streams[node_id].sending.given if node_id in streams else 0 for node_id in node_ids]
 

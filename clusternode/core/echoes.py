@@ -25,16 +25,13 @@ _OPEN = Phase.OPEN
 class Echoes:
     """The pings of one node while nothing else happens on its connections."""
 
-    __slots__ = ("_keepalive", "_leaving", "_links", "_rerouting", "_step", "members", "opened")
-
     def __init__(self, links: Links, membership: Membership, leaving: Leaving, step: Step) -> None:
         self._leaving = leaving
         self._links = links
         self.members = membership.members
         """Who pings with its digest, over a connection that is idle, gets a pong and no more."""
-        self.opened = membership.keepalive.opened
+        self.keepalive = membership.keepalive
         """But where a ping is open, a ping of the other side is news to it."""
-        self._keepalive = membership.keepalive
         self._rerouting = membership.rerouting
         self._step = step
 
@@ -50,8 +47,8 @@ class Echoes:
         outlet = link.outlet
         if outlet.is_announced or outlet.is_writing or ping.digest != self.members.digest:
             return False
-        if self.opened:
-            self._keepalive.heard(link.node_id)
+        if self.keepalive.opened:
+            self.keepalive.heard(link.node_id)
         return True
 
     def answered(
@@ -68,7 +65,7 @@ class Echoes:
             or self._leaving.is_under_way
         ):
             return self._step(links, pong, now)
-        others = self._keepalive.answered_by(links, pong.number, now)
+        others = self.keepalive.answered_by(links, pong.number, now)
         if self._rerouting.has_paths:
             for link in links:
                 if link not in others and not link.is_routed:

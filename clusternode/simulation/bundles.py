@@ -246,7 +246,7 @@ class BundledConnections(Connections):
         for end in flight.ends:
             if end.quiet == changes and is_there:
                 peer = end.peer
-                if peer.members.digest == digest and not peer.opened:
+                if peer.members.digest == digest and not peer.keepalive.opened:
                     answered.append(end.connection)
                     continue
             if self._is_answered(end, flight, is_there=is_there):

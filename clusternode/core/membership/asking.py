@@ -178,7 +178,7 @@ class Asking:
         """Ask over further ways; tells whether any is waited for."""
         if path.way and path.way not in path.tried:
             self.over(node_id, path, path.way, now)
-        if self.is_large:
+        if self.is_large and len(path.asked) < ASKED_AT_ONCE:
             for way in self.ways.newest(node_id, self.found, path.tried):
                 self.over(node_id, path, way, now)
         if self._is_shared_out(node_id):

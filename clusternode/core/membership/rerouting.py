@@ -350,7 +350,8 @@ class Rerouting:
             self._take(node_id, path, way)
             self.tunnels.rerouted(node_id, now)
             for other, one in self._paths.items():  # who is found can pass on what is asked for
-                if other != node_id and one.number == self._keepalive.number_of(other):
+                is_asked = one.number == self._keepalive.number_of(other) and not one.answered
+                if is_asked and other != node_id:
                     self._asking.more(other, one, now)
         if self._links.direct_to(node_id) is None:
             self._use(node_id, now)

@@ -575,6 +575,22 @@ def test_what_is_found_for_one_of_many_lost_members_is_tried_for_the_others():
     assert over_it.issuperset(set(node.lost) - {found})
 
 
+def test_who_has_answered_is_not_asked_for_again_when_others_are_found():
+    node = Torn()
+    node.forget()
+    while not (asked := [name for name in node.links if node.sent(name, Routed)]):
+        node.lone.pass_time(0.1)
+    relay, answered = asked[0], {}
+    while len(answered) < 5:
+        for name in node.lost:
+            if name not in answered and node.pings(name, over=relay):
+                answered[name] = len(node.asked_over(name))
+                node.pong(name, over=relay)
+        node.lone.pass_time(0.1)
+
+    assert {name: len(node.asked_over(name)) for name in answered} == answered
+
+
 def test_a_tunnel_that_takes_nothing_is_given_up_although_its_node_answers_over_others():
     node = Crossing()
     tunnel_to_n9(node)

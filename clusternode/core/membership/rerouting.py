@@ -98,30 +98,47 @@ class Rerouting:
     def _links_changed(self, now: Instant) -> None:
         """Say soon, and at most once per ping interval, which links of ours are down.
 
-        Not at once in a large cluster: after a cut of many links most of those that a way is
-        found to are dialled within a moment, and what is said of them goes to everyone, twice.
-        In a small one it shows others at once whom not to ask.
+        In a small cluster at once: it shows others whom not to ask.
         """
+        timeout = self._context.settings.health.ping_timeout
+        self._look_at(now + (timeout if self._asking.is_large else 0.0))
+
+    def _look_at(self, at: Instant) -> None:
+        """Publish then what is to be said, if that is not too soon after the last time."""
         if ("down",) not in self._context.timers:
-            health = self._context.settings.health
-            at = now + (health.ping_timeout if self._asking.is_large else 0.0)
             if self._published_at is not None:
-                at = max(at, self._published_at + health.ping_interval)
+                interval = self._context.settings.health.ping_interval
+                at = max(at, self._published_at + interval)
             self._context.timers.set(("down",), at)
+
+    @property
+    def _patience(self) -> Seconds:
+        """How long a member is reached through others before we say so.
+
+        In a large cluster until it has been dialled since, from both sides: after a cut of many
+        links the dials end nearly all ways, and what is said of them goes to everyone, twice.
+        """
+        if not self._asking.is_large:
+            return 0.0
+        settings = self._context.settings
+        return settings.discovery.redial_max + settings.health.ping_timeout
 
     def publish_down(self, now: Instant) -> None:
         """Name in our record the members that we reach through others only."""
-        down = tuple(
-            sorted(
-                node_id
-                for node_id in self._found
-                if self._members.is_active(node_id) and self._links.direct_to(node_id) is None
-            )
-        )[:DOWN_MAX]
+        patience = self._patience
+        since = {
+            node_id: self._paths[node_id].found_at + patience
+            for node_id in self._found
+            if self._members.is_active(node_id) and self._links.direct_to(node_id) is None
+        }
+        down = tuple(sorted(node_id for node_id, at in since.items() if at <= now))[:DOWN_MAX]
         own = self._members.own
         if down != own.down and not own.left:
             self._published_at = now
             self._publish(self._members.change_own(down=down))
+        later = min((at for at in since.values() if at > now), default=None)
+        if later is not None:
+            self._look_at(later)
 
     # --- links ----------------------------------------------------------------------------------
 
@@ -296,7 +313,7 @@ class Rerouting:
         elif isinstance(inner, Pong):
             self._ponged_untrusted(row, back, inner.number, now)
         elif isinstance(inner, Segment) and self._links.direct_to(origin) is None:
-            self._adopt(origin, back)
+            self._adopt(origin, back, now)
             self.tunnels.segment_untrusted(origin, inner, now)
         elif isinstance(inner, Segment):
             self._owner.verify(origin, now)
@@ -307,16 +324,16 @@ class Rerouting:
         if self._links.direct_to(node_id) is not None:
             self._owner.verify(node_id, now)
         else:
-            self._adopt(node_id, back)
+            self._adopt(node_id, back, now)
             self._use(node_id, now)
 
-    def _adopt(self, node_id: NodeId, way: Way) -> None:
+    def _adopt(self, node_id: NodeId, way: Way, now: Instant) -> None:
         """Answer the way that something came, where we know no other."""
         path = self._paths.get(node_id)
         if path is None:
             path = self._paths[node_id] = Path()
         if not path.way:
-            self._take(node_id, path, way)
+            self._take(node_id, path, way, now)
 
     def _ponged_untrusted(self, row: Row, way: Way, number: int, now: Instant) -> None:
         node_id = row.record.node_id
@@ -347,7 +364,7 @@ class Rerouting:
                 path.way
             ) < self._asking.ways.rank(way):
                 return
-            self._take(node_id, path, way)
+            self._take(node_id, path, way, now)
             self.tunnels.rerouted(node_id, now)
             for other, one in self._paths.items():  # who is found can pass on what is asked for
                 is_asked = one.number == self._keepalive.number_of(other) and not one.answered
@@ -356,7 +373,9 @@ class Rerouting:
         if self._links.direct_to(node_id) is None:
             self._use(node_id, now)
 
-    def _take(self, node_id: NodeId, path: Path, way: Way) -> None:
+    def _take(self, node_id: NodeId, path: Path, way: Way, now: Instant) -> None:
+        if not path.way:
+            path.found_at = now
         self._leave(node_id, path)
         path.way = self._found[node_id] = way
         self._over.setdefault(way[0], {})[node_id] = None

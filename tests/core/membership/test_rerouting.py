@@ -302,6 +302,26 @@ def test_a_member_without_a_link_is_named_in_the_record_once_an_interval():
     assert told.records[0].down == ("n9",)
 
 
+def test_in_a_large_cluster_a_link_is_named_when_both_could_have_dialled_again():
+    node = Crossing()
+    node.links |= {name: node.lone.open(name) for name in (f"n{i}" for i in range(100, 170))}
+    relays = tuple(link for name, link in node.links.items() if name not in ("n1", "n9"))
+    node.lose("n9")
+    node.pong("n9", over="n1")
+    lost_at, told_at = node.lone.now, None
+    while told_at is None:
+        node.forget()
+        node.lone.pass_time(0.1, answers=relays)
+        if node.sent("n1", Ping):
+            node.lone.answer_ping(node.links["n1"])
+        if node.pings("n9", over="n1"):
+            node.pong("n9", over="n1")
+        if any(told.records[0].down == ("n9",) for told in node.sent("n1", Records)):
+            told_at = node.lone.now
+
+    assert told_at - lost_at == pytest.approx(5.0 + 2.0, abs=0.2)  # redial_max, ping_timeout
+
+
 def test_a_ping_over_others_makes_us_look_at_our_own_link():
     node = Crossing()
     node.receive("n1", routed("n9", "n5", "n1", message=Ping(3, 0), incarnations=(1, 100)))
@@ -580,7 +600,8 @@ def test_who_has_answered_is_not_asked_for_again_when_others_are_found():
     node.forget()
     while not (asked := [name for name in node.links if node.sent(name, Routed)]):
         node.lone.pass_time(0.1)
-    relay, answered = asked[0], {}
+    relay = asked[0]
+    answered: dict[str, int] = {}  # member → how often it had been asked for by then
     while len(answered) < 5:
         for name in node.lost:
             if name not in answered and node.pings(name, over=relay):

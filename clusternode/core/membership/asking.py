@@ -114,6 +114,7 @@ class Asking:
         self.paths: dict[NodeId, Path] = {}
         self.found: dict[NodeId, Way] = {}
         """The ways in use."""
+        self._called: dict[NodeId, Instant] = {}  # who was removed → when asked for, the last ones
 
     @property
     def _turn(self) -> Seconds:
@@ -236,11 +237,22 @@ class Asking:
         return [] if path.tried else self.ways.one_in_turn(node_id, turn + path.turns)
 
     def one_for_removed(self, node_id: NodeId, now: Instant) -> Way:
-        """Return a way over one relay to somebody who was removed; none where that is too often."""
-        if self.is_large and now < self.ways.called_at + CALL_INTERVAL:
+        """Return a way over one relay to somebody who was removed; none where that is too often.
+
+        A large cluster asks for each of them as often as for a member: once an interval.
+        """
+        if self.is_large and not self._may_call(node_id, now):
             return ()
-        self.ways.called_at = now
         return self.ways.any_one(node_id, self._context.rng)
+
+    def _may_call(self, node_id: NodeId, now: Instant) -> bool:
+        called, interval = self._called, self._context.settings.health.ping_interval
+        while called and (first := next(iter(called.items())))[1] + interval <= now:
+            del called[first[0]]
+        if node_id in called or (called and now < next(reversed(called.values())) + CALL_INTERVAL):
+            return False
+        called[node_id] = now
+        return True
 
     def over(self, node_id: NodeId, path: Path, way: Way, now: Instant) -> None:
         """Ask over one way; a relay that may be cut off from us itself is pinged too."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
 import random
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import TypeAlias
@@ -17,7 +16,7 @@ import attrs
 
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.members import Members
-from clusternode.core.types import Instant, NodeId
+from clusternode.core.types import NodeId
 from clusternode.core.wire.limits import RELAYS_MAX
 
 Way: TypeAlias = tuple[NodeId, ...]
@@ -76,8 +75,6 @@ class Ways:
         self._refusals = 0
         self.fruitless = 0
         """Refusals and silences since the last answer."""
-        self.called_at: Instant = -math.inf
-        """When somebody was last asked for a removed member."""
 
     def opened(self, node_id: NodeId) -> None:
         """A direct connection is open: the node can pass things on for us."""

@@ -443,6 +443,20 @@ def test_who_was_removed_is_asked_for_over_one_other_at_each_dial_that_fails():
     assert set(asked) == {("n1",), ("n3",)}
 
 
+def test_in_a_large_cluster_who_was_removed_is_asked_for_once_an_interval():
+    node = Crossing()
+    node.links |= {name: node.lone.open(name) for name in (f"n{i}" for i in range(100, 170))}
+    removed = ("n1", "n3", "n9")
+    for name in removed:
+        node.lone.feed(RemoveMember(NodeId(name)))
+    for _ in range(100):  # two intervals
+        for name in removed:
+            node.refuse(name)
+        node.lone.pass_time(0.1, answers=tuple(node.links.values()))
+
+    assert [len(node.asked_over(name)) for name in removed] == [2, 2, 2]
+
+
 def test_a_removed_node_that_asks_over_others_is_answered_and_comes_back_through_a_tunnel():
     node = Crossing()
     node.lone.feed(RemoveMember(NodeId("n9")))

@@ -30,7 +30,8 @@ WIDE_AT_ONCE = 32
 those of the first turn, every relay of nearly forty; the square of it is nothing to a cluster."""
 WIDE_MAX = 64
 ASKED_FOR_LOST_MAX = 6
-"""Ways that are asked for a member that is not active anyway."""
+"""Ways that are asked for a member that is not active anyway; in a cluster of more than
+`LOOKED_AT_MAX` also for one whose host has refused a dial, or that all have refused once."""
 MANY_LOST = 32
 """Where more members than that have no way, the network is torn apart, and not one link broken."""
 ASKED_IF_MANY = 2
@@ -133,9 +134,13 @@ class Asking:
             path.begin()
         return path
 
-    def take_turn(self, node_id: NodeId, now: Instant) -> bool:
-        """Give a ping that the direct way has failed one more turn; tells whether it has one."""
+    def take_turn(self, node_id: NodeId, now: Instant, *, is_refused: bool = False) -> bool:
+        """Give a ping that the direct way has failed one more turn; tells whether it has one.
+
+        Where the dial was refused, nobody is asked once more after all relays have refused too.
+        """
         path = self.path_of_ping(node_id)
+        path.is_hopeless = path.is_hopeless or is_refused
         self.silent(node_id, path, now)
         if not self.has_turn(node_id, path, now):
             return False
@@ -202,7 +207,7 @@ class Asking:
         """Return how many ways are asked at once, and in one turn."""
         if self._is_torn_for(node_id):
             return ASKED_AT_ONCE, ASKED_IF_MANY
-        if not self._members.is_active(node_id):
+        if not self._members.is_active(node_id) or (path.is_hopeless and self.is_large):
             return ASKED_AT_ONCE, ASKED_FOR_LOST_MAX
         if path.turns > 1 and self.ways.relay_count <= LOOKED_AT_MAX:
             return WIDE_AT_ONCE, WIDE_MAX

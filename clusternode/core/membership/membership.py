@@ -148,7 +148,7 @@ class Membership:
             self.discovery.disconnected(node_id, now, delay)
             self._dial_member(row, now, delay)
             if pings:
-                self.verify(node_id, now)
+                self.verify(node_id, now, is_dialed=not link.is_routed)
         elif not others:
             self.discovery.disconnected(node_id, now, 0.0)
 
@@ -213,12 +213,20 @@ class Membership:
             if row.has_answered or not self.discovery.is_untried(node_id):
                 self.rerouting.ask(node_id, now)  # else the first dial says more than any way
 
-    def verify(self, node_id: NodeId, now: Instant) -> None:
-        """Open a ping out of turn, unless one is open; over other ways if there is no link."""
+    def verify(self, node_id: NodeId, now: Instant, *, is_dialed: bool = False) -> None:
+        """Open a ping out of turn, unless one is open; over other ways if there is no link.
+
+        Args:
+            node_id: The member.
+            now: The present.
+            is_dialed: Whether a dial has just begun. In a large cluster that one comes first: where
+                hundreds lose a link to one, or one to hundreds, it mostly says enough.
+        """
         row = self.members.rows.get(node_id)
         if row is not None and row.health not in (_LEFT, _REMOVED):
             if self.keepalive.ping(node_id, self._streams.position_mark(node_id), now):
-                self.rerouting.ask(node_id, now)
+                if not (is_dialed and self.rerouting.is_large):
+                    self.rerouting.ask(node_id, now)
 
     def abandon_link(self, link: Link, now: Instant) -> None:
         """Give up a connection whose node answers, but not over it."""
@@ -226,12 +234,22 @@ class Membership:
         self._ended(link, now, pings=False)
 
     def ping_timed_out(self, node_id: NodeId, now: Instant) -> None:
-        if not self.keepalive.is_open(node_id) or not self.keepalive.timed_out(node_id, now):
-            return  # it was answered or forgotten at the same wake-up, or has more time
+        if not self.keepalive.is_open(node_id):
+            return  # it was answered or forgotten at the same wake-up
+        if not self.keepalive.timed_out(node_id, now):
+            if self.rerouting.is_large and not self.links.is_open_to(node_id):
+                self._ask_late(node_id, now)
+            return
         if not self.links.is_open_to(node_id) and self.discovery.is_queued(node_id):
             self.keepalive.postpone(node_id, now)
         else:
             self.ping_unanswered(node_id, now)
+
+    def _ask_late(self, node_id: NodeId, now: Instant) -> None:
+        """Half of the time is over, and the dial has said nothing yet: ask others, if none was."""
+        has_news = self.members.rows[node_id].has_answered or not self.discovery.is_untried(node_id)
+        if has_news and not self.rerouting.is_asked(node_id):
+            self.rerouting.ask(node_id, now)
 
     def ping_unanswered(self, node_id: NodeId, now: Instant, *, is_refused: bool = False) -> None:
         """The direct way has not answered a ping; it has failed where no other one does."""

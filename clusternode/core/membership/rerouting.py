@@ -188,6 +188,16 @@ class Rerouting:
             self._context.emit(LinkChanged(self._context.settings.cluster, node_id, shown(way)))
 
     @property
+    def is_large(self) -> bool:
+        """Tell whether the cluster is too large for asking everybody for everybody."""
+        return self._asking.is_large
+
+    def is_asked(self, node_id: NodeId) -> bool:
+        """Tell whether the open ping of a member went over others, or has been to."""
+        path = self._paths.get(node_id)
+        return path is not None and path.number == self._keepalive.number_of(node_id)
+
+    @property
     def has_paths(self) -> bool:
         """Tell whether any member is asked for, or reached, over others."""
         return bool(self._asking.paths)
@@ -233,7 +243,7 @@ class Rerouting:
             if is_refused:
                 path.is_hopeless = True
                 return bool(path.asked or path.answered)
-        return self._is_enabled and self._asking.take_turn(node_id, now)
+        return self._is_enabled and self._asking.take_turn(node_id, now, is_refused=is_refused)
 
     def call(self, node_id: NodeId | None, now: Instant) -> None:
         """Ask one other for somebody who was removed, and of whom we know an address only.

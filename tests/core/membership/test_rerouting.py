@@ -95,6 +95,13 @@ class Crossing:
         self.receive(over, pong)
 
 
+def large_cluster():
+    """Return n5 with open connections to seventy others beside n1, n3 and n9."""
+    node = Crossing()
+    node.links |= {name: node.lone.open(name) for name in (f"n{i}" for i in range(100, 170))}
+    return node
+
+
 def test_a_relay_passes_a_frame_on_as_it_is():
     node = Crossing()
     frame = routed("n1", "n9", "n5")
@@ -303,10 +310,10 @@ def test_a_member_without_a_link_is_named_in_the_record_once_an_interval():
 
 
 def test_in_a_large_cluster_a_link_is_named_when_both_could_have_dialled_again():
-    node = Crossing()
-    node.links |= {name: node.lone.open(name) for name in (f"n{i}" for i in range(100, 170))}
+    node = large_cluster()
     relays = tuple(link for name, link in node.links.items() if name not in ("n1", "n9"))
     node.lose("n9")
+    node.refuse("n9")
     node.pong("n9", over="n1")
     lost_at, told_at = node.lone.now, None
     while told_at is None:
@@ -444,8 +451,7 @@ def test_who_was_removed_is_asked_for_over_one_other_at_each_dial_that_fails():
 
 
 def test_in_a_large_cluster_who_was_removed_is_asked_for_once_an_interval():
-    node = Crossing()
-    node.links |= {name: node.lone.open(name) for name in (f"n{i}" for i in range(100, 170))}
+    node = large_cluster()
     removed = ("n1", "n3", "n9")
     for name in removed:
         node.lone.feed(RemoveMember(NodeId(name)))
@@ -531,6 +537,40 @@ def test_a_way_that_was_refused_is_not_used_for_that_ping():
     assert not node.lone.events_of(LinkChanged)
 
 
+def test_in_a_large_cluster_a_lost_connection_is_dialled_before_others_are_asked():
+    node = large_cluster()
+    node.lone.dials.clear()
+    node.lose("n9")
+    node.lone.pass_time(0.01)
+    assert address_of("n9") in node.lone.dials
+    assert node.asked_over("n9") == []
+
+    node.lone.open("n9")
+    node.lone.pass_time(1.9, answers=tuple(node.links.values()))
+    assert node.asked_over("n9") == []
+
+
+def test_in_a_large_cluster_others_are_asked_where_a_dial_says_nothing_for_half_of_the_time():
+    node = large_cluster()
+    node.lose("n9")
+    node.lone.pass_time(1.05, answers=tuple(node.links.values()))
+
+    assert len(node.asked_over("n9")) == 5
+
+
+def test_in_a_large_cluster_whose_dial_is_refused_is_gone_when_six_relays_refuse_too():
+    node = large_cluster()
+    node.lose("n9")
+    node.refuse("n9")
+    assert node.lone.status("n9") == "active"
+    while asked := [way for way in node.asked_over("n9") if node.lone.status("n9") == "active"]:
+        for (relay,) in asked:
+            node.receive(relay, no_route("n5", "n9", relay, at=relay))
+
+    assert len(node.asked_over("n9")) == 6
+    assert node.lone.status("n9") == "not_active"
+
+
 def test_a_relay_that_says_the_same_again_and_again_does_not_end_the_asking():
     node = Crossing()
     others = [f"n{number}" for number in range(100, 170)]
@@ -541,6 +581,7 @@ def test_a_relay_that_says_the_same_again_and_again_does_not_end_the_asking():
         node.receive("n1", no_route("n5", others[0], "n1", at="n1"))
     node.lone.effects.clear()
     node.lose("n9")
+    node.refuse("n9")
 
     assert len(node.asked_over("n9")) == 5
 

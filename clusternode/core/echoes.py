@@ -44,8 +44,7 @@ class Echoes:
         link = self._links.by_connection.get(connection)
         if link is None or link.phase is not _OPEN or self._leaving.is_under_way:
             return False
-        outlet = link.outlet
-        if outlet.is_announced or outlet.is_writing or ping.digest != self.members.digest:
+        if link.is_announced or link.is_writing or ping.digest != self.members.digest:
             return False
         if self.keepalive.opened:
             self.keepalive.heard(link.node_id)

@@ -267,9 +267,8 @@ class Node:
         link = self._links.open_to(node_id)
         if link is None:
             return
-        outlet = link.outlet
-        if not outlet.is_announced and not outlet.is_writing:
-            if outlet.control or self._messaging.has_output(node_id):
+        if not link.is_announced and not link.is_writing:
+            if link.control or self._messaging.has_output(node_id):
                 self._links.announce(link)
 
     def _write_ready(self, ready: WriteReady, now: Instant) -> None:
@@ -283,24 +282,22 @@ class Node:
         link = self._links.by_connection.get(connection)
         if link is None:
             return Write(connection, [], more=False)
-        outlet = link.outlet
-        if outlet.is_writing:
-            outlet.pace(now, self.settings.health.ping_timeout * PATIENCE_SHARE)
-        frames, taken, has_more = self._take(link, min(bytes_max, outlet.bytes_max))
-        outlet.granted_at = now
-        outlet.is_announced = False
-        outlet.is_writing = bool(frames) and (has_more or taken >= STALLING_WRITE_BYTES)
-        return Write(connection, frames, outlet.is_writing)
+        if link.is_writing:
+            link.pace(now, self.settings.health.ping_timeout * PATIENCE_SHARE)
+        frames, taken, has_more = self._take(link, min(bytes_max, link.bytes_max))
+        link.granted_at = now
+        link.is_announced = False
+        link.is_writing = bool(frames) and (has_more or taken >= STALLING_WRITE_BYTES)
+        return Write(connection, frames, link.is_writing)
 
     def _take(self, link: Link, bytes_max: int) -> tuple[list[Frame], int, bool]:
         """Return the frames for one write, their size, and whether more wait."""
         frames, taken = self._links.take(link, bytes_max)
-        outlet = link.outlet
-        if outlet.relayed and taken < bytes_max:
+        if link.relayed and taken < bytes_max:
             relayed, size = self._links.take_relayed(link, (bytes_max - taken + 1) // 2)
             taken += size
             frames = [*frames, *relayed]
-        has_more = bool(outlet.control or outlet.relayed)
+        has_more = bool(link.control or link.relayed)
         if link.phase is _OPEN and not self._messaging.is_quiet(link.node_id):
             if taken < bytes_max:
                 data = self._messaging.take(link.node_id, bytes_max - taken)
@@ -339,7 +336,7 @@ class Node:
             handle = when_open.get(kind)
             if handle is not None and link.phase is _OPEN:
                 handle(link, message, now)
-                if link.outlet.is_over:
+                if link.is_over:
                     return
                 continue
             if kind in _POSITIONED or (
@@ -350,13 +347,13 @@ class Node:
             if kind is Close and positioned:
                 self._positioned(link, positioned, now)
                 positioned = []
-                if link.outlet.is_over:
+                if link.is_over:
                     return
             if handle is None:
                 self._messages[kind](link, message, now)
             else:
                 self._membership.misbehaved(link, f"{kind.__name__} before Resume", now)
-            if link.outlet.is_over:
+            if link.is_over:
                 return
         if positioned:
             self._positioned(link, positioned, now)

@@ -227,15 +227,15 @@ class Tunnels:
         link = self._links.get(end.connection)
         if link is None:
             return
-        tunnel, outlet = end.tunnel, link.outlet
+        tunnel = end.tunnel
         has_more = True
         while has_more and tunnel.room > 0:
             frames, has_more = self._owner.take(link, tunnel.room)
             if not frames:
                 break
             tunnel.write(b"".join([encoded_of(frame) for frame in frames]))
-        outlet.is_announced = False
-        outlet.is_writing = tunnel.room <= 0
+        link.is_announced = False
+        link.is_writing = tunnel.room <= 0
 
     def _wait(self, end: End, now: Instant) -> None:
         key = ("tunnel", end.connection)

@@ -194,9 +194,9 @@ def check_links(node: Node) -> None:
             assert links.is_open_to(link.node_id)
         if link.phase in (Phase.OPEN, Phase.RESUMING):
             assert link.node_id in node._messaging.deliveries.streams
-        assert link.outlet.control_bytes == sum(frame.size_bytes for frame in link.outlet.control)
-        if link.outlet.control or link.outlet.relayed:
-            assert link.is_routed or link.outlet.is_announced or link.outlet.is_writing
+        assert link.control_bytes == sum(frame.size_bytes for frame in link.control)
+        if link.control or link.relayed:
+            assert link.is_routed or link.is_announced or link.is_writing
     assert sum(len(links.of(one)) for one in links._by_node) == len(links.every())
 
 

@@ -359,7 +359,7 @@ class Keepalive:
         is_moving = ping.passage.look(
             seen,
             now,
-            is_written=not link.outlet.control,
+            is_written=not link.control,
             frame_bytes_max=settings.messaging.body_size_max + MESSAGE_OVERHEAD_MAX,
             ping_timeout=settings.health.ping_timeout,
         )

@@ -68,7 +68,7 @@ class NoFrames(list[Frame]):
 NO_FRAMES: Final = NoFrames()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, kw_only=True)
 class Outlet:
     """What waits to be written on one connection, and what its writer is known to do."""
 
@@ -100,8 +100,8 @@ class Outlet:
 
 
 @attrs.define(eq=False)
-class Link:
-    """One connection whose HELLOs are exchanged."""
+class Link(Outlet):
+    """One connection whose HELLOs are exchanged; with its outlet, as there may be thousands."""
 
     connection: ConnectionId
     node_id: NodeId
@@ -110,7 +110,6 @@ class Link:
     remote: str
     connected_at: Instant
     phase: Phase
-    outlet: Outlet
     held_resume: Resume | None = None
     """The peer's Resume, while an older connection still has to end or to prove itself."""
     close_reason: int | None = None
@@ -217,7 +216,6 @@ class Links:
             connected.remote,
             now,
             _PROVING,
-            Outlet(),
         )
         self.by_connection[connected.connection] = link
         self._by_node[hello.node_id] = (*self._by_node.get(hello.node_id, ()), link)
@@ -268,7 +266,7 @@ class Links:
         """Forget a connection."""
         del self.by_connection[link.connection]
         self._asked = ([], [])
-        link.outlet.is_over = True
+        link.is_over = True
         links = self._by_node.pop(link.node_id)
         if len(links) > 1:
             self._by_node[link.node_id] = tuple(one for one in links if one is not link)
@@ -287,18 +285,17 @@ class Links:
 
         A peer that asks without reading the answers gets no more of them (`CONTROL_BYTES_MAX`).
         """
-        outlet = link.outlet
         size = frame.size_bytes
-        if outlet.control_bytes + size > CONTROL_BYTES_MAX:
+        if link.control_bytes + size > CONTROL_BYTES_MAX:
             self._context.count("control_frames_dropped")
             return
-        if outlet.control is NO_FRAMES:
-            outlet.control = [frame]
+        if link.control is NO_FRAMES:
+            link.control = [frame]
         else:
-            outlet.control.append(frame)
-        outlet.control_bytes += size
-        if not outlet.is_announced and not outlet.is_writing:
-            outlet.is_announced = True
+            link.control.append(frame)
+        link.control_bytes += size
+        if not link.is_announced and not link.is_writing:
+            link.is_announced = True
             if link.connection < 0:
                 self.carrier.ready(link.connection)
             else:
@@ -318,8 +315,7 @@ class Links:
             if link is None:
                 unlinked.append(node_id)
                 continue
-            outlet = link.outlet
-            if outlet.is_announced or outlet.is_writing or link.connection < 0:
+            if link.is_announced or link.is_writing or link.connection < 0:
                 self.send_frame(link, frame)
             else:
                 idle.append(link.connection)
@@ -331,18 +327,17 @@ class Links:
 
     def relay(self, link: Link, frame: Frame, *, is_urgent: bool) -> None:
         """Queue what is to be passed on: behind our own control frames, beside our own data."""
-        outlet = link.outlet
         size = frame.size_bytes
-        if is_urgent and outlet.control_bytes + size <= RELAYED_CONTROL_BYTES_MAX:
-            if outlet.control is NO_FRAMES:
-                outlet.control = []
-            outlet.control.append(frame)
-            outlet.control_bytes += size
-        elif not is_urgent and outlet.relayed_bytes + size <= RELAYED_BYTES_MAX:
-            if outlet.relayed is NO_FRAMES:
-                outlet.relayed = []
-            outlet.relayed.append(frame)
-            outlet.relayed_bytes += size
+        if is_urgent and link.control_bytes + size <= RELAYED_CONTROL_BYTES_MAX:
+            if link.control is NO_FRAMES:
+                link.control = []
+            link.control.append(frame)
+            link.control_bytes += size
+        elif not is_urgent and link.relayed_bytes + size <= RELAYED_BYTES_MAX:
+            if link.relayed is NO_FRAMES:
+                link.relayed = []
+            link.relayed.append(frame)
+            link.relayed_bytes += size
         else:
             self._context.count("routed_frames_dropped")
             return
@@ -351,38 +346,35 @@ class Links:
     @staticmethod
     def take_relayed(link: Link, bytes_max: int) -> tuple[list[Frame], int]:
         """Return what is to be passed on in one write, and its size: at least one frame."""
-        outlet = link.outlet
         taken = count = 0
-        for frame in outlet.relayed:
+        for frame in link.relayed:
             if taken >= bytes_max:
                 break
             taken += frame.size_bytes
             count += 1
-        frames, outlet.relayed = outlet.relayed[:count], outlet.relayed[count:]
-        outlet.relayed_bytes -= taken
+        frames, link.relayed = link.relayed[:count], link.relayed[count:]
+        link.relayed_bytes -= taken
         return frames, taken
 
     @staticmethod
     def take(link: Link, bytes_max: int) -> tuple[list[Frame], int]:
         """Return the control frames for one write, and their size."""
-        outlet = link.outlet
-        frames = outlet.control
-        if outlet.control_bytes <= bytes_max:
-            taken = outlet.control_bytes
-            outlet.control, outlet.control_bytes = NO_FRAMES, 0
+        frames = link.control
+        if link.control_bytes <= bytes_max:
+            taken = link.control_bytes
+            link.control, link.control_bytes = NO_FRAMES, 0
             return frames, taken
         count = taken = 0
         while taken < bytes_max:
             taken += frames[count].size_bytes
             count += 1
-        outlet.control, outlet.control_bytes = frames[count:], outlet.control_bytes - taken
+        link.control, link.control_bytes = frames[count:], link.control_bytes - taken
         return frames[:count], taken
 
     def announce(self, link: Link) -> None:
         """Say that something waits to be written, unless that is known already."""
-        outlet = link.outlet
-        if not outlet.is_announced and not outlet.is_writing:
-            outlet.is_announced = True
+        if not link.is_announced and not link.is_writing:
+            link.is_announced = True
             if link.is_routed:
                 self.carrier.ready(link.connection)
             else:

@@ -294,7 +294,7 @@ def test_a_write_takes_control_frames_up_to_its_size_and_then_data():
     connection = lone.open("n1")
     link = lone.node._links.get(connection)
     assert link is not None
-    link.outlet.is_writing = True  # the kernel takes nothing
+    link.is_writing = True  # the kernel takes nothing
     digest = lone.node.snapshot(lone.now).digest
     for number in range(3):
         lone.feed(FramesReceived(connection, [Ping(number, digest)]))
@@ -305,7 +305,7 @@ def test_a_write_takes_control_frames_up_to_its_size_and_then_data():
         pongs = [frame.message for frame in write.frames]
         written.append([pong.number for pong in pongs if isinstance(pong, Pong)])
     assert written == [[0, 1], [2]]
-    assert link.outlet.control_bytes == 0
+    assert link.control_bytes == 0
 
 
 def test_a_peer_that_asks_without_reading_gets_no_more_answers():
@@ -313,13 +313,13 @@ def test_a_peer_that_asks_without_reading_gets_no_more_answers():
     connection = lone.open("n1")
     link = lone.node._links.get(connection)
     assert link is not None
-    link.outlet.is_writing = True
+    link.is_writing = True
     tags = tuple((f"k{index:02}", "x" * 250) for index in range(64))
     lone.receive(connection, Records([record_of("n1", 1, 2, tags=tags)]))
     for _ in range(CONTROL_BYTES_MAX // 16_000 + 1):
         lone.receive(connection, Want(ids("n1")))
 
-    assert link.outlet.control_bytes <= CONTROL_BYTES_MAX
+    assert link.control_bytes <= CONTROL_BYTES_MAX
     assert lone.count("control_frames_dropped") > 0
 
 

@@ -531,15 +531,14 @@ def test_a_write_is_as_long_as_the_link_takes_an_eighth_of_a_ping_timeout_for():
     lone = Lone()
     link = lone.node._links.get(lone.open("n9"))
     assert link is not None
-    outlet = link.outlet
-    outlet.is_writing, outlet.granted_at = True, lone.now
+    link.is_writing, link.granted_at = True, lone.now
     for _ in range(10):
-        outlet.pace(lone.now, 0.25)
-    assert outlet.bytes_max == WRITE_BYTES_MAX
+        link.pace(lone.now, 0.25)
+    assert link.bytes_max == WRITE_BYTES_MAX
 
-    outlet.pace(lone.now + 0.5, 0.25)
-    assert outlet.bytes_max == WRITE_BYTES_MAX // 2
-    outlet.pace(lone.now + 50.0, 0.25)
-    assert outlet.bytes_max == WRITE_BYTES_MIN
-    outlet.pace(lone.now + 0.2, 0.25)
-    assert outlet.bytes_max == WRITE_BYTES_MIN
+    link.pace(lone.now + 0.5, 0.25)
+    assert link.bytes_max == WRITE_BYTES_MAX // 2
+    link.pace(lone.now + 50.0, 0.25)
+    assert link.bytes_max == WRITE_BYTES_MIN
+    link.pace(lone.now + 0.2, 0.25)
+    assert link.bytes_max == WRITE_BYTES_MIN

@@ -264,7 +264,7 @@ class Asking:
         path.tried[way] = path.asked[way] = None
         self._context.count("pings_rerouted")
         self._send(node_id, way, Ping(path.number, self._members.digest))
-        if path.turns and not self._is_heard(way[0], node_id):
+        if path.turns and not self._is_heard(way[0], now - self._turn):
             self._verify(way[0], now)
 
     # --- who is silent --------------------------------------------------------------------------
@@ -277,7 +277,12 @@ class Asking:
 
         if path.turns < TURNS or self._is_torn_for(node_id):
             return Hints(is_silent)
-        heard = [relay for relay in self.ways.relays() if self._is_heard(relay, node_id)]
+        sent_at = self._keepalive.sent_at(node_id)
+        heard = [
+            relay
+            for relay in self.ways.relays()
+            if sent_at is not None and self._is_heard(relay, sent_at) and not is_silent(relay)
+        ]
         return Hints(is_silent, heard, self._beyond(node_id, now))
 
     def _beyond(self, node_id: NodeId, now: Instant) -> list[NodeId]:
@@ -308,8 +313,7 @@ class Asking:
         patience: Seconds = self._context.settings.health.ping_timeout / SILENT_DIVISOR
         return sent_at is not None and sent_at <= now - patience
 
-    def _is_heard(self, relay: NodeId, node_id: NodeId) -> bool:
-        """Tell whether a relay has answered us since a member was asked."""
+    def _is_heard(self, relay: NodeId, since: Instant) -> bool:
+        """Tell whether a relay has answered us since then."""
         heard_at = self._members.rows[relay].heard_at
-        sent_at = self._keepalive.sent_at(node_id)
-        return heard_at is not None and sent_at is not None and heard_at >= sent_at
+        return heard_at is not None and heard_at >= since

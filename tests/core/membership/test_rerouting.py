@@ -66,16 +66,19 @@ class Crossing:
     def refuse(self, name):
         self.lone.feed(DialFailed(address_of(name), DialFailure.REFUSED))
 
-    def asked_over(self, name):
-        """Return the relays over which a node was pinged, in the order of asking."""
-        found = [
-            (self.lone.effects.index(write), one.message.relays)
+    def asked(self, name):
+        """Return the pings to a node that were sent over relays, in the order of asking."""
+        return [
+            one.message
             for write in self.lone.effects_of(Write)
             for one in write.frames
             if isinstance(one.message, Routed)
             and (one.message.destination, one.message.type) == (name, Ping.TYPE)
         ]
-        return [relays for _, relays in sorted(found)]
+
+    def asked_over(self, name):
+        """Return the relays over which a node was pinged, in the order of asking."""
+        return [one.relays for one in self.asked(name)]
 
     def pings(self, name, over):
         """Return the pings to a node that were sent over a relay."""
@@ -87,7 +90,7 @@ class Crossing:
 
     def pong(self, name, over):
         """Let the last ping over a relay come back from a node."""
-        ping = self.pings(name, over)[-1]
+        ping = [one for one in self.asked(name) if one.relays[0] == over][-1]
         inner = decode_untrusted(ping.type, ping.payload)
         assert isinstance(inner, Ping)
         answer = Pong(inner.number, 0)
@@ -710,7 +713,7 @@ def test_who_is_found_at_the_second_asking_was_never_down():
     assert node.lone.events_of(PeerDown) == []
 
 
-def silent_n9(node, *, until=lambda node: node.pings("n9", over="n1")):
+def silent_n9(node, *, until=lambda node: node.asked_over("n9")):
     """Let n9 be silent until a ping of it is on its way over n1 and n3."""
     while not until(node):
         node.lone.pass_time(0.1, answers=(node.links["n1"], node.links["n3"]))
@@ -755,6 +758,19 @@ def test_who_is_reached_over_a_member_is_asked_as_second_relay_when_that_one_is_
     assert {("n1", "n7"), ("n3", "n7")} <= set(node.asked_over("n9"))
     node.pong("n9", over="n3")
     assert node.lone.status("n9") == "active"
+
+
+def test_a_relay_that_falls_silent_while_a_member_is_asked_for_is_looked_for_over_the_others():
+    node = Crossing()
+    silent_n9(node, until=lambda node: node.sent("n9", Ping))
+    node.receive("n1", routed("n3", "n5", "n1", incarnations=(1, 100)))
+    node.lone.answer_ping(node.links["n3"])  # the last that it says
+    for _ in range(2):
+        node.lone.pass_time(1.05, answers=(node.links["n1"],))
+    node.receive("n1", no_route("n5", "n9", "n1", at="n1"))
+    node.lone.pass_time(1.05, answers=(node.links["n1"],))
+
+    assert ("n1", "n3") in node.asked_over("n9")
 
 
 def test_who_all_relays_refuse_after_its_host_has_failed_at_once():

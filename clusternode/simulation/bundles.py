@@ -127,7 +127,7 @@ class BundledConnections(Connections):
             if (
                 end in pushed
                 or end.stalled
-                or end.flow.rate
+                or end.rate
                 or process.is_paused
                 or not process.is_running
             ):
@@ -140,29 +140,28 @@ class BundledConnections(Connections):
 
     def _put(self, end: NodeEnd, payload: list[Frame], size: int) -> None:
         """Send data: with all else that arrives at its tick if nothing is wrong with the link."""
-        if end.flow.rate or not (self._world.network.is_plain or self._is_plain(end)):
+        if end.rate or not (self._world.network.is_plain or self._is_plain(end)):
             super()._put(end, payload, size)
         else:
-            end.flow.written_bytes += size
+            end.written_bytes += size
             self._send(end, (ItemKind.DATA, payload, size))
 
     def _send(self, end: NodeEnd, item: Item) -> None:
         self._disturb(end)
-        flow = end.flow
-        if flow.rate or not (self._world.network.is_plain or self._is_plain(end)):
+        if end.rate or not (self._world.network.is_plain or self._is_plain(end)):
             super()._send(end, item)
-            if flow.last_arrival in self._bundles:
-                self._end_bundle(flow.last_arrival)
+            if end.last_arrival in self._bundles:
+                self._end_bundle(end.last_arrival)
             return
         if self._written_at != self._world.now:
             self._begin_bundle()
-        if flow.last_arrival <= self._arrives_at:
-            flow.last_arrival = self._arrives_at
+        if end.last_arrival <= self._arrives_at:
+            end.last_arrival = self._arrives_at
             bundle = self._bundle
             if bundle is None:
                 bundle = self._bundle = self._bundle_of(self._arrives_at)
         else:
-            bundle = self._bundle_of(flow.last_arrival)
+            bundle = self._bundle_of(end.last_arrival)
         end.on_the_way.append(item)
         bundle.append((end, item, end.generation))
 
@@ -210,14 +209,13 @@ class BundledConnections(Connections):
 
     def _departs(self, end: NodeEnd, flight: Flight) -> bool:
         """Send a ping over a connection that is not known to be quiet, or let the writer do it."""
-        flow = end.flow
         network = self._world.network
         if (
             end.is_writing
             or end.on_the_way
             or end.stalled
-            or flow.rate
-            or flow.last_arrival > flight.arrives_at
+            or end.rate
+            or end.last_arrival > flight.arrives_at
             or not (network.is_plain or self._is_plain(end))
         ):
             self._push(end, flight.ping)
@@ -229,8 +227,8 @@ class BundledConnections(Connections):
     def _note_departure(end: NodeEnd, flight: Flight) -> None:
         """Note at an end that a ping is on its way from it: it is quiet no more."""
         end.quiet = LOUD
-        end.flow.written_bytes += flight.item[2]
-        end.flow.last_arrival = max(end.flow.last_arrival, flight.arrives_at)
+        end.written_bytes += flight.item[2]
+        end.last_arrival = max(end.last_arrival, flight.arrives_at)
         end.on_the_way.append(flight.item)
         flight.noted[end] = end.generation
 

@@ -230,7 +230,7 @@ class Connections(Tcp[NodeEnd]):
     def measure(self, end: NodeEnd) -> None:
         """Perform the effect `Measure`."""
         arrived, received = self.arrived_bytes(end), self.arrived_bytes(end.other)
-        waiting = end.flow.written_bytes - arrived
+        waiting = end.written_bytes - arrived
         if end in self._pushed:
             waiting += self._pushed[end].size_bytes
         end.process.feed(Measured(end.connection, arrived, waiting, received))

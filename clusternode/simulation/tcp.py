@@ -48,35 +48,26 @@ class ItemKind(enum.Enum):
 Item = tuple[ItemKind, Any, int]  # kind, payload (HELLO, frames or bytes, reason), size in bytes
 
 
-@attrs.define
-class Flow:
-    """How far the bytes of one end have come."""
-
-    rate: float = 0.0
-    """Bytes per second at which the last ones leave; 0 for at once."""
-    written_bytes: int = 0
-    arrived_bytes: int = 0
-    """What the host at the other end has confirmed."""
-    last_arrival: Instant = 0.0
-
-
 class End:
     """One end of a connection: what its process knows of it, and what it has on the way."""
 
     __slots__ = (
+        "arrived_bytes",
         "busy_until",
         "connection",
         "dialed",
-        "flow",
         "generation",
         "is_established",
         "is_open",
         "is_writing",
+        "last_arrival",
         "on_the_way",
         "other",
         "process",
+        "rate",
         "stalled",
         "wants_to_write",
+        "written_bytes",
     )
     other: Self
 
@@ -87,9 +78,12 @@ class End:
         self.is_open = True
         self.is_established = False
         self.generation = 0  # what was sent in an older one is lost
-        self.stalled: list[Item] = []
+        self.stalled: tuple[Item, ...] = ()
         self.on_the_way: list[Item] = []  # sent, and neither arrived nor stalled
-        self.flow = Flow()
+        self.rate = 0.0  # bytes per second at which the last ones leave; 0 for at once
+        self.written_bytes = 0
+        self.arrived_bytes = 0  # what the host at the other end has confirmed
+        self.last_arrival: Instant = 0.0
         self.busy_until: Instant = 0.0  # when the last byte written has left the host
         self.is_writing = False
         self.wants_to_write = False
@@ -98,7 +92,7 @@ class End:
     @property
     def free_at(self) -> Instant:
         """When its kernel takes more."""
-        return self.busy_until - UNSENT_BYTES_MAX / self.flow.rate if self.flow.rate else 0.0
+        return self.busy_until - UNSENT_BYTES_MAX / self.rate if self.rate else 0.0
 
     @property
     def remote(self) -> str:
@@ -216,11 +210,11 @@ class Tcp(Generic[E]):
             busy = sum(one.busy_until > world.now for one in end.process.ends.values())
             rates.append(uplink / max(1, busy + (end.busy_until <= world.now)))
         begins = left_at = max(end.busy_until, world.now)
-        end.flow.rate = min(rates, default=0.0)
-        if end.flow.rate:
-            left_at = begins + size / end.flow.rate
+        end.rate = min(rates, default=0.0)
+        if end.rate:
+            left_at = begins + size / end.rate
         end.busy_until = left_at
-        end.flow.written_bytes += size
+        end.written_bytes += size
         self._send(end, (ItemKind.DATA, payload, size))
 
     def arrived_bytes(self, end: E) -> int:
@@ -228,20 +222,19 @@ class Tcp(Generic[E]):
 
         Of a write that is on its way counts what a narrow link has carried.
         """
-        flow = end.flow
         if not end.on_the_way and not end.stalled:
-            flow.arrived_bytes = flow.written_bytes
+            end.arrived_bytes = end.written_bytes
         elif not end.stalled and self._can_pass(end) and self._can_pass(end.other):
-            whole = flow.written_bytes - sum(item[2] for item in end.on_the_way)
-            unsent = int(max(0.0, end.busy_until - self._world.now) * flow.rate)
-            carried = min(flow.written_bytes - unsent, whole + end.on_the_way[0][2])
-            flow.arrived_bytes = max(flow.arrived_bytes, carried)
-        return flow.arrived_bytes
+            whole = end.written_bytes - sum(item[2] for item in end.on_the_way)
+            unsent = int(max(0.0, end.busy_until - self._world.now) * end.rate)
+            carried = min(end.written_bytes - unsent, whole + end.on_the_way[0][2])
+            end.arrived_bytes = max(end.arrived_bytes, carried)
+        return end.arrived_bytes
 
     def bytes_ahead(self, end: E) -> int:
         """Tell how much has arrived of a write whose end has not, and which nobody can read yet."""
         coming = sum(item[2] for item in end.on_the_way) + self._stalled_bytes(end)
-        return max(0, self.arrived_bytes(end) - (end.flow.written_bytes - coming))
+        return max(0, self.arrived_bytes(end) - (end.written_bytes - coming))
 
     def _stalled_bytes(self, end: E) -> int:
         return sum(item[2] for item in end.stalled) if end.stalled else 0
@@ -250,7 +243,7 @@ class Tcp(Generic[E]):
         world = self._world
         sent = max(world.now, end.busy_until)
         delay = world.network.delay(end.process.host.ip, end.other.process.host.ip)
-        end.flow.last_arrival = arrival = max(sent + delay, end.flow.last_arrival)
+        end.last_arrival = arrival = max(sent + delay, end.last_arrival)
         end.on_the_way.append(item)
         world.at(arrival, self._arrive, end, item, end.generation)
 
@@ -261,7 +254,7 @@ class Tcp(Generic[E]):
     def _stall(self, end: E, item: Item) -> None:
         if not end.stalled:
             self._stalled[end] = self._world.now
-        end.stalled.append(item)
+        end.stalled = (*end.stalled, item)
 
     def _arrive(self, end: E, item: Item, generation: int) -> None:
         """Bring what `end` sent to the other end."""
@@ -293,7 +286,7 @@ class Tcp(Generic[E]):
         if self._can_pass(closed):
             source, target = closed.process.host.ip, closed.other.process.host.ip
             at = self._world.now + self._world.network.delay(source, target)
-            at = closed.flow.last_arrival = max(at, closed.flow.last_arrival)
+            at = closed.last_arrival = max(at, closed.last_arrival)
             self._world.at(at, self.take, closed, (ItemKind.END, "connection reset by peer", 0))
 
     # Ending.
@@ -342,9 +335,9 @@ class Tcp(Generic[E]):
 
     def _lose(self, end: E) -> None:
         end.generation += 1
-        end.flow.written_bytes = end.flow.arrived_bytes
+        end.written_bytes = end.arrived_bytes
         end.on_the_way.clear()
-        end.stalled.clear()
+        end.stalled = ()
         self._stalled.pop(end, None)
 
     def _note_link(self, end: E, *, is_up: bool) -> None:
@@ -372,8 +365,7 @@ class Tcp(Generic[E]):
         if generation != end.generation or not end.stalled or not self._can_pass(end):
             return
         self._stalled.pop(end, None)
-        items = list(end.stalled)
-        end.stalled.clear()
+        items, end.stalled = end.stalled, ()
         for item in items:  # directly: what was sent later may be on the way already
             if end.generation == generation:
                 self.take(end, item)

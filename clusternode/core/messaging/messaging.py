@@ -322,7 +322,7 @@ class Messaging:
         sending, receiving = stream.sending, stream.receiving
         if receiving.last_received > receiving.acknowledged:
             return False
-        return not (sending.unsent or sending.resend or sending.results.runs)
+        return not (sending.unsent or sending.resend or sending.results)
 
     def has_output(self, node_id: NodeId) -> bool:
         stream = self.deliveries.streams.get(node_id)
@@ -345,7 +345,7 @@ class Messaging:
             if stream.receiving.handling > 0:
                 return False
             if stream.is_bound and (
-                sending.unsent or sending.unacknowledged or sending.results.runs or sending.pending
+                sending.unsent or sending.unacknowledged or sending.results or sending.pending
             ):
                 return False
         return True

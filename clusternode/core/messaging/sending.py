@@ -82,6 +82,9 @@ class ResultsBuffer:
 
     runs: list[list[int]] = attrs.Factory(list)  # [first, last, code]
 
+    def __len__(self) -> int:
+        return len(self.runs)
+
     def add(self, position: int, code: int) -> None:
         if self.runs:
             last = self.runs[-1]
@@ -111,8 +114,8 @@ class Sending:
     """The last position that the peer has acknowledged."""
     unsent_bytes: int = 0
     unacknowledged_bytes: int = 0
-    results: ResultsBuffer = attrs.Factory(ResultsBuffer)
-    """Results of messages and replies; written before all data."""
+    results: ResultsBuffer | None = None
+    """Results of messages and replies, if there are any; written before all data."""
     blamed: tuple[int, int] = (0, 0)
     """(position, times): which one was at the head when the peer last closed for a protocol error,
     and how often in a row that was."""
@@ -124,7 +127,7 @@ class Sending:
     @property
     def has_output(self) -> bool:
         """Tell whether a writer that is free now would get anything."""
-        if self.resend or self.results.runs:
+        if self.resend or self.results:
             return True
         if not self.unsent:
             return False
@@ -139,6 +142,12 @@ class Sending:
             self.unsent = deque()
         self.unsent.append(outgoing)
         self.unsent_bytes += outgoing.frame.size_bytes
+
+    def own_results(self) -> ResultsBuffer:
+        """Return `results` to put something into: an idle peer has none."""
+        if self.results is None:
+            self.results = ResultsBuffer()
+        return self.results
 
     def put_result_behind(self, position: int, code: int) -> None:
         """Queue a final result behind everything that is queued now."""
@@ -159,8 +168,9 @@ class Sending:
             frames.append(frame)
         if self.resend:
             return
-        if self.results.runs:
+        if self.results:
             taken += self._take_results(self.results, frames)
+            self.results = None
         unsent = self.unsent
         if unsent and self.unacknowledged is NOTHING:
             self.unacknowledged = deque()
@@ -202,7 +212,6 @@ class Sending:
             frames.append(frame)
             taken += frame.size_bytes
         self.unacknowledged_bytes += taken
-        buffer.runs = []
         return taken
 
     # --- what comes back ------------------------------------------------------------------------
@@ -307,9 +316,10 @@ class Sending:
             self.unacknowledged.clear()
             self.unacknowledged_bytes = 0
         buffers = [one for one in self.unsent if type(one) is ResultsBuffer]
-        held = len(self.results.runs) + sum(len(buffer.runs) for buffer in buffers)
-        if held > RUNS_HELD_MAX:
-            self.results.runs = []
+        if self.results:
+            buffers.append(self.results)
+        if sum(map(len, buffers)) > RUNS_HELD_MAX:
+            self.results = None
             self.unsent = deque(one for one in self.unsent if type(one) is Outgoing)
 
     # --- time and room --------------------------------------------------------------------------

@@ -107,7 +107,7 @@ class Stream:
             del self.receiving.open_requests[position]
             self.sending.put_result_behind(position, code)
         else:
-            self.sending.results.add(position, code)
+            self.sending.own_results().add(position, code)
 
     def put_results(self, results: Iterable[tuple[int, int]]) -> None:
         """Queue many final results: what `put_result` does, in one pass."""
@@ -115,7 +115,7 @@ class Stream:
             for position, code in results:
                 self.put_result(position, code)
             return
-        runs = self.sending.results.runs
+        runs = self.sending.own_results().runs
         last = runs[-1] if runs else [0, -1, 0]
         for position, code in results:
             if last[1] + 1 == position and last[2] == code:

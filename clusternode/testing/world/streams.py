@@ -113,7 +113,7 @@ class StreamConnections(Tcp[StreamEnd]):
     def _progress(self, end: StreamEnd) -> Progress:
         """Tell what a kernel tells: how many bytes have arrived, and how many have yet to."""
         arrived = self.arrived_bytes(end)
-        waiting = end.flow.written_bytes - arrived
+        waiting = end.written_bytes - arrived
         return Progress(arrived, waiting, unordered_bytes=self.bytes_ahead(end.other))
 
     def _dialed(self, found: Found, dialer: StreamEnd) -> None:

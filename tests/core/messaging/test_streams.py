@@ -50,7 +50,7 @@ def test_results_of_one_batch_travel_as_runs():
     b.handle(1, ResultCode.FAILED)
     b.handle()
 
-    assert b.stream("a").sending.results.runs == [[1, 2, 200], [3, 3, 500], [4, 5, 200]]
+    assert b.stream("a").sending.own_results().runs == [[1, 2, 200], [3, 3, 500], [4, 5, 200]]
     cable.pump()
 
     assert codes(a, *deliveries) == [[OK], [OK], [ResultCode.FAILED], [OK], [OK]]
@@ -579,7 +579,7 @@ def test_a_type_that_is_not_known_ends_with_bad_request():
     a, b, _ = joined()
 
     assert receive(b, Unknown(99), origin="a") is None
-    assert b.stream("a").sending.results.runs == [[1, 1, 400]]
+    assert b.stream("a").sending.own_results().runs == [[1, 1, 400]]
     assert a.node_id == "a"
 
 
@@ -616,7 +616,7 @@ def test_a_peer_that_never_reads_results_gets_none():
     cable.cut()
     kept = b.stream("a").sending
 
-    assert not kept.results.runs
+    assert not kept.results
     assert [type(one).__name__ for one in kept.unsent] == ["Outgoing"]
 
 

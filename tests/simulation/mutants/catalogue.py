@@ -262,7 +262,7 @@ def results_overtake_replies(right: Function) -> Function:
 
     def put_result(self: Stream, position: int, code: int) -> None:
         self.receiving.open_requests.pop(position, None)
-        self.sending.results.add(position, code)
+        self.sending.own_results().add(position, code)
 
     return put_result
 

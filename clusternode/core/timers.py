@@ -14,6 +14,10 @@ TimerKey: TypeAlias = tuple[Any, ...]
 """What is to be done, and to whom: `("ping", node_id)`. Hashable; only who set it knows its parts.
 """
 
+Entry: TypeAlias = list[Any]
+"""A deadline, the number of its setting, and its key; None instead of the key once it is stale."""
+AT, ORDER, KEY = range(3)
+
 STALE_ENTRIES_MIN = 64
 """So few stale entries are never worth a rebuild of the heap."""
 
@@ -29,10 +33,8 @@ class Timers:
     __slots__ = ("_entries", "_heap", "_order")
 
     def __init__(self) -> None:
-        self._entries: dict[
-            TimerKey, tuple[Instant, int, TimerKey]
-        ] = {}  # key → its live heap entry
-        self._heap: list[tuple[Instant, int, TimerKey]] = []
+        self._entries: dict[TimerKey, Entry] = {}  # key → its live heap entry
+        self._heap: list[Entry] = []
         self._order = 0
 
     def __len__(self) -> int:
@@ -43,32 +45,38 @@ class Timers:
 
     def set(self, key: TimerKey, at: Instant) -> None:
         """Make `key` due at `at`, whatever was set for it before."""
-        self._order += 1
-        entry = (at, self._order, key)
+        self._order = order = self._order + 1
         entries, heap = self._entries, self._heap
-        entries[key] = entry
+        replaced = entries.get(key)
+        entries[key] = entry = [at, order, key]
         heappush(heap, entry)
-        if len(heap) > 2 * len(entries) + STALE_ENTRIES_MIN:
-            self._compact()
+        if replaced is not None:
+            self._let_go(replaced)
 
     def cancel(self, key: TimerKey) -> None:
         """Forget `key`; one that is not set is no error."""
-        entries = self._entries
-        if entries.pop(key, None) is not None:
-            if len(self._heap) > 2 * len(entries) + STALE_ENTRIES_MIN:
-                self._compact()
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._let_go(entry)
+
+    def _let_go(self, entry: Entry) -> None:
+        entry[KEY] = None
+        if len(self._heap) > 2 * len(self._entries) + STALE_ENTRIES_MIN:
+            self._heap = list(self._entries.values())
+            heapify(self._heap)
 
     def deadline_of(self, key: TimerKey) -> Instant | None:
         entry = self._entries.get(key)
-        return None if entry is None else entry[0]
+        return None if entry is None else entry[AT]
 
     def next_deadline(self) -> Instant | None:
         """Tell the earliest deadline; None when nothing is set."""
-        heap, entries = self._heap, self._entries
+        heap = self._heap
         while heap:
             entry = heap[0]
-            if entries.get(entry[2]) is entry:
-                return entry[0]
+            if entry[KEY] is not None:
+                at: Instant = entry[AT]
+                return at
             heappop(heap)
         return None
 
@@ -80,17 +88,16 @@ class Timers:
         """
         due: list[TimerKey] = []
         heap, entries = self._heap, self._entries
-        while heap and heap[0][0] <= now:
-            entry = heappop(heap)
-            key = entry[2]
-            if entries.get(key) is entry:
+        while heap and heap[0][AT] <= now:
+            key = heappop(heap)[KEY]
+            if key is not None:
                 del entries[key]
                 due.append(key)
         return due
 
     def deadlines(self) -> list[tuple[Instant, TimerKey]]:
         """Return all that is set, in the order in which it was set."""
-        entries = sorted(self._entries.values(), key=lambda entry: entry[1])
+        entries = sorted(self._entries.values(), key=lambda entry: entry[ORDER])
         return [(at, key) for at, _, key in entries]
 
     def restore(self, deadlines: list[tuple[Instant, TimerKey]]) -> None:
@@ -99,7 +106,3 @@ class Timers:
         self._heap.clear()
         for at, key in deadlines:
             self.set(key, at)
-
-    def _compact(self) -> None:
-        self._heap = list(self._entries.values())
-        heapify(self._heap)

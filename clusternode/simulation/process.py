@@ -80,12 +80,12 @@ class Process:
         self.world = world
         self.host = host
         self.fact = fact
-        self.clock = Clock(self, world.now, host.clock_rate)
         rng = random.Random(f"{world.seed}/{host.node_id}/{fact.life}")
         recorder = world.trace.recorder
         if recorder is not None and recorder.node_id == host.node_id:
             recorder.begin(settings, world.now, rng)
         self.node = Node(settings, world.now, rng)
+        self.clock = Clock(self, world.now, host.clock_rate)
         self.echoes = self.node.pings
         self.connection_ids = itertools.count(1)
         self.ends: dict[ConnectionId, NodeEnd] = {}
@@ -336,6 +336,7 @@ class Clock:
     def __init__(self, process: Process, began: Instant, rate: float) -> None:
         self._process = process
         self._world = process.world
+        self._next_deadline = process.node.next_deadline
         self._began = began
         self._rate = rate
         self._latest: Instant = began
@@ -364,7 +365,7 @@ class Clock:
 
     def arm(self) -> None:
         """See to it that the node is woken at its next deadline."""
-        deadline = self._process.node.next_deadline()
+        deadline = self._next_deadline()
         if deadline is None:
             return
         if self._rate != 1.0:
@@ -378,7 +379,7 @@ class Clock:
     def fire_if_due(self) -> None:
         """Wake the node now if its deadline has passed while it could not be woken."""
         process = self._process
-        deadline = process.node.next_deadline()
+        deadline = self._next_deadline()
         if process.is_running and deadline is not None and self._is_due(deadline):
             process.feed(TimePassed())
 
@@ -390,7 +391,7 @@ class Clock:
         if process.is_paused:
             process.backlog.append((self.arm,))
             return
-        deadline = process.node.next_deadline()
+        deadline = self._next_deadline()
         if deadline is None or not self._is_due(deadline):
             self.arm()
             return

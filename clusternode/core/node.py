@@ -120,7 +120,7 @@ class Node:
 
     def _finish(self, now: Instant) -> list[Effect]:
         """End a step: return what it leads to."""
-        if self._tunnels.is_dirty:
+        if self._tunnels.dirty:
             self._tunnels.flush(now)
         deliveries = self._messaging.deliveries
         if deliveries.settled or deliveries.local.arrived:

@@ -66,13 +66,9 @@ class Tunnels:
         self._owner = owner
         self._ends: dict[ConnectionId, End] = {}
         self._by_node: dict[NodeId, End] = {}
-        self._dirty: dict[ConnectionId, None] = {}  # those that may have something to send
+        self.dirty: dict[ConnectionId, None] = {}  # those that may have something to send
         self._made = 0
         links.carrier = self._rerouting.tunnels = self
-
-    @property
-    def is_dirty(self) -> bool:
-        return bool(self._dirty)
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -90,7 +86,7 @@ class Tunnels:
         connection = ConnectionId(-self._made)
         end = End(connection, node_id, incarnation, tunnel, session, now)
         self._ends[connection] = self._by_node[node_id] = end
-        self._dirty[connection] = None
+        self.dirty[connection] = None
         self._context.count("tunnels_opened")
         return end
 
@@ -100,7 +96,7 @@ class Tunnels:
     def _forget(self, end: End) -> None:
         del self._ends[end.connection]
         del self._by_node[end.node_id]
-        self._dirty.pop(end.connection, None)
+        self.dirty.pop(end.connection, None)
         self._context.timers.cancel(("tunnel", end.connection))
 
     def _lost(self, end: End, detail: str, now: Instant) -> None:
@@ -143,7 +139,7 @@ class Tunnels:
             self._lost(end, "an acknowledgement of what was never sent", now)
             return
         data, is_progress = taken
-        self._dirty[end.connection] = None
+        self.dirty[end.connection] = None
         if is_progress:
             self._context.timers.cancel(("tunnel", end.connection))
         if data:
@@ -196,7 +192,7 @@ class Tunnels:
 
     def ready(self, connection: ConnectionId) -> None:
         """Something waits to be written."""
-        self._dirty[connection] = None
+        self.dirty[connection] = None
 
     def measure(self, connection: ConnectionId) -> Measured:
         """Tell how far the bytes of a tunnel have come."""
@@ -209,13 +205,13 @@ class Tunnels:
         if end is not None:
             end.tunnel.go_back()
             self._context.timers.cancel(("tunnel", end.connection))
-            self._dirty[end.connection] = None
+            self.dirty[end.connection] = None
 
     def flush(self, now: Instant) -> None:
         """Send what can be sent, at the end of a step."""
-        while self._dirty:
-            connection = next(iter(self._dirty))
-            del self._dirty[connection]
+        while self.dirty:
+            connection = next(iter(self.dirty))
+            del self.dirty[connection]
             end = self._ends.get(connection)
             if end is not None:
                 self._fill(end, now)
@@ -258,7 +254,7 @@ class Tunnels:
             self._end_there(end.node_id, end.tunnel.number, end.tunnel.received)
             self._lost(end, "nothing is taken at its other end", now)
             return
-        self._dirty[connection] = None
+        self.dirty[connection] = None
         if end.tunnel.waiting_bytes:
             self._context.count("tunnel_resends")
             end.tunnel.timed_out()

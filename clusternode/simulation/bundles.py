@@ -113,7 +113,8 @@ class BundledConnections(Connections):
 
     def _want_turn(self, end: NodeEnd) -> None:
         if not end.is_writing:
-            self._disturb(end)
+            if end.quiet != LOUD or end.other.quiet != LOUD:
+                self._disturb(end)
             end.is_writing = True
             if not self._turns:
                 self._world.soon(self._give_turns)
@@ -144,15 +145,21 @@ class BundledConnections(Connections):
             super()._put(end, payload, size)
         else:
             end.written_bytes += size
-            self._send(end, (ItemKind.DATA, payload, size))
+            self._join(end, (_DATA, payload, size))
 
     def _send(self, end: NodeEnd, item: Item) -> None:
-        self._disturb(end)
         if end.rate or not (self._world.network.is_plain or self._is_plain(end)):
+            self._disturb(end)
             super()._send(end, item)
             if end.last_arrival in self._bundles:
                 self._end_bundle(end.last_arrival)
-            return
+        else:
+            self._join(end, item)
+
+    def _join(self, end: NodeEnd, item: Item) -> None:
+        """Send something with all else that arrives at its tick."""
+        if end.quiet != LOUD or end.other.quiet != LOUD:
+            self._disturb(end)
         if self._written_at != self._world.now:
             self._begin_bundle()
         if end.last_arrival <= self._arrives_at:

@@ -115,13 +115,13 @@ def test_nobody_waits_longer_than_an_interval_nor_much_less_than_four_fifths(mem
     rounds = lone.node._membership.keepalive._rounds
     for number in range(members):
         rounds.set(NodeId(f"n{number}"), lone.now + INTERVAL * number / members)
-    began = dict(rounds._slot_of)
+    began = dict(rounds.slot_of)
     width = INTERVAL / 64
 
     for slot in sorted(set(began.values())):
         at = rounds._offset + slot * width
         for node_id in rounds.take(slot, at):
-            wait = (rounds._slot_of[node_id] - slot) * width
+            wait = (rounds.slot_of[node_id] - slot) * width
             assert 0.8 * INTERVAL - width <= wait <= INTERVAL + 1e-6
 
 

@@ -30,6 +30,8 @@ JOINING: Seconds = 5.0
 _WAITING, _DIALING = TargetState.WAITING, TargetState.DIALING
 _CONNECTED, _SELF = TargetState.CONNECTED, TargetState.SELF
 
+_TURN = ("turn",)  # the key of a timer
+
 
 class Discovery:
     """Keeps one target per address and dials those that are due."""
@@ -177,9 +179,10 @@ class Discovery:
         self._context.effects.append(Dial(target.address))
 
     def _wait_for_turn(self) -> None:
-        turn = self._line.next_turn()
-        if turn is not None and ("turn",) not in self._context.timers:
-            self._context.timers.set(("turn",), turn)
+        if _TURN not in self._context.timers:
+            turn = self._line.next_turn()
+            if turn is not None:
+                self._context.timers.set(_TURN, turn)
 
     def next_turn(self, now: Instant) -> None:
         """Dial those in line whose turn has come."""

@@ -89,7 +89,7 @@ class Keepalive:
 
     def watch(self, node_id: NodeId, now: Instant) -> None:
         """Ping a member from now on, for the first time within one interval."""
-        if node_id not in self._rounds:
+        if node_id not in self._rounds.slot_of:
             interval = self._context.settings.health.ping_interval
             self._rounds.set(node_id, now + interval * self._context.rng.random())
 
@@ -150,7 +150,7 @@ class Keepalive:
         """Open a ping unless one is; tells whether the member must be dialled for it."""
         if node_id in self.opened:
             return not self._links.is_open_to(node_id)
-        if node_id in self._rounds:
+        if node_id in self._rounds.slot_of:
             # A ping out of turn takes the place of the next one: a peer that has just gone
             # gets a whole interval to come back before its next failure.
             interval = self._context.settings.health.ping_interval
@@ -185,6 +185,10 @@ class Keepalive:
         )
         node_ids = [node_id]
         self._await(number, node_ids, now + timeout / 2)
+        link = self._links.open_to(node_id)
+        if link is not None and link.outlet.is_announced:  # else it takes no turn of the writer
+            self._links.send_frame(link, frame)
+            return []
         return self._links.send_each(node_ids, frame)
 
     def _await(self, number: int, node_ids: Sequence[NodeId], first_look: Instant) -> None:

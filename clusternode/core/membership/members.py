@@ -90,6 +90,7 @@ class Merged(enum.Enum):
 # Names of their own: to look a member of an enumeration up costs as much as a call.
 _IGNORED, _NEW, _CHANGED = Merged.IGNORED, Merged.NEW, Merged.CHANGED
 _ACTIVE, _NOT_ACTIVE = Health.ACTIVE, Health.NOT_ACTIVE
+_LEFT, _REMOVED = Health.LEFT, Health.REMOVED
 
 
 class Members:
@@ -97,7 +98,7 @@ class Members:
 
     def __init__(self, context: Context, record: Record) -> None:
         self._context = context
-        self._discovery = context.settings.discovery
+        self._forget_after: Seconds = context.settings.discovery.forget_after
         self.own = record
         self.rows: dict[NodeId, Row] = {}
         self.digest = self._digest_of(record)
@@ -244,7 +245,7 @@ class Members:
     @staticmethod
     def _returned(row: Row) -> bool:
         """Make a removed or left member one again that has yet to answer; tell whether it was."""
-        if row.health not in (Health.REMOVED, Health.LEFT):
+        if row.health is not _LEFT and row.health is not _REMOVED:
             return False
         row.health = apply_returned(row.health)
         row.is_confirmed = False
@@ -303,10 +304,6 @@ class Members:
             for node_id, row in self.rows.items()
             if not row.is_linked and row.silent_since <= limit
         ]
-
-    @property
-    def _forget_after(self) -> Seconds:
-        return self._discovery.forget_after
 
     @staticmethod
     def _digest_of(record: Record) -> int:

@@ -190,8 +190,9 @@ class Membership:
         """The open connection lives: refuse newcomers with its id, tell it, need no other way."""
         if self.rerouting.has_paths and self.links.direct_to(node_id) is not None:
             self.rerouting.forget(node_id)
-        rival = self.links.open_to(node_id)
-        for link in self.links.proving(node_id):
+        newcomers = self.links.proving(node_id)
+        rival = self.links.open_to(node_id) if newcomers else None
+        for link in newcomers:
             if rival is not None:
                 self.links.send(rival, Records([twin_of(link.hello)]))
             value = 0 if rival is None else rival.hello.incarnation

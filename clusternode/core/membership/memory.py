@@ -17,6 +17,8 @@ PERSIST_DELAY: Seconds = 1.0
 """Changes of the member list within this time are written together."""
 PERSIST_DELAY_PER_MEMBER: Seconds = 0.01
 """A long list is written less often: ten seconds for a thousand members."""
+PERSIST = ("persist",)
+"""The key of its timer."""
 
 
 class Memory:
@@ -28,9 +30,9 @@ class Memory:
 
     def changed(self, now: Instant) -> None:
         """Remember the member list on disk soon."""
-        if ("persist",) not in self._context.timers:
+        if PERSIST not in self._context.timers:
             delay = max(PERSIST_DELAY, PERSIST_DELAY_PER_MEMBER * len(self._members.rows))
-            self._context.timers.set(("persist",), now + delay)
+            self._context.timers.set(PERSIST, now + delay)
 
     def persist(self, now: Instant) -> None:
         """Remember the incarnation and the member list on disk now."""

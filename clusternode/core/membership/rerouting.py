@@ -146,7 +146,7 @@ class Rerouting:
         """A connection is open; a direct one makes every way to its node superfluous."""
         if not link.is_routed:
             self._asking.ways.opened(link.node_id)
-            path = self._paths.get(link.node_id)
+            path = self._asking.paths.get(link.node_id)
             if path is not None:
                 if path.told:
                     self._tell(link.node_id, path, ())
@@ -171,7 +171,7 @@ class Rerouting:
         """A record has changed: perhaps the priority in it, or it is of a new life."""
         self._asking.ways.changed(node_id)
         self._relaying.known(node_id)
-        row, path = self._members.rows[node_id], self._paths.get(node_id)
+        row, path = self._members.rows[node_id], self._asking.paths.get(node_id)
         if path is None or row.is_linked or path.incarnation >= row.record.incarnation:
             return
         path.incarnation = row.record.incarnation

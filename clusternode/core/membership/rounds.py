@@ -24,18 +24,15 @@ class Rounds:
         self._width: Seconds = self._interval / SLOTS_PER_INTERVAL
         self._offset: Seconds = self._width * context.rng.random()
         self._slots: dict[int, dict[NodeId, None]] = {}  # number → who is pinged, in order
-        self._slot_of: dict[NodeId, int] = {}
-
-    def __contains__(self, node_id: NodeId) -> bool:
-        return node_id in self._slot_of
+        self.slot_of: dict[NodeId, int] = {}  # for others to read
 
     def set(self, node_id: NodeId, at: Instant) -> None:
         """Ping a member at `at`, or earlier by less than the width of a slot."""
-        if node_id in self._slot_of:
+        if node_id in self.slot_of:
             self.cancel(node_id)
         slot = int((at - self._offset) // self._width)
         self._members_of(slot)[node_id] = None
-        self._slot_of[node_id] = slot
+        self.slot_of[node_id] = slot
 
     def take(self, slot: int, now: Instant) -> list[NodeId]:
         """Return the members of a slot whose time has come; each has its next appointment.
@@ -43,7 +40,7 @@ class Rounds:
         They get it in groups, so small that an even spread over the slots stays even.
         """
         members = list(self._slots.pop(slot, ()))
-        size = -(-len(self._slot_of) // SLOTS_PER_INTERVAL)
+        size = -(-len(self.slot_of) // SLOTS_PER_INTERVAL)
         for first in range(0, len(members), max(1, size)):
             at = now + self._context.jittered(self._interval)
             self._put(members[first : first + size], at)
@@ -51,7 +48,7 @@ class Rounds:
 
     def cancel(self, node_id: NodeId) -> None:
         """Forget the appointment of a member; having none is no error."""
-        slot = self._slot_of.pop(node_id, None)
+        slot = self.slot_of.pop(node_id, None)
         if slot is not None:
             members = self._slots[slot]
             del members[node_id]
@@ -63,7 +60,7 @@ class Rounds:
         """Ping some members at `at`, or earlier by less than the width of a slot."""
         slot = int((at - self._offset) // self._width)
         self._members_of(slot).update(dict.fromkeys(group))
-        self._slot_of.update(dict.fromkeys(group, slot))
+        self.slot_of.update(dict.fromkeys(group, slot))
 
     def _members_of(self, slot: int) -> dict[NodeId, None]:
         """Return who is pinged in a slot; one that was empty gets its timer."""

@@ -186,7 +186,7 @@ class Keepalive:
         node_ids = [node_id]
         self._await(number, node_ids, now + timeout / 2)
         link = self._links.open_to(node_id)
-        if link is not None and link.outlet.is_announced:  # else it takes no turn of the writer
+        if link is not None and link.is_announced:  # else it takes no turn of the writer
             self._links.send_frame(link, frame)
             return []
         return self._links.send_each(node_ids, frame)

@@ -65,7 +65,7 @@ def _member_row(
     record = row.record
     link = membership.links.open_to(node_id)
     stream = messaging.deliveries.streams.get(node_id)
-    round_trip = row.round_trip
+    round_trip = None if link is None else link.round_trip
     return MemberSnapshot(
         node_id=node_id,
         address=record.address,

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import attrs
 
 from clusternode.core import effects as effect_types
+from clusternode.core.echoes import Echoes
 from clusternode.core.effects import Effect, Write
 from clusternode.core.events import NodeStateChanged
 from clusternode.core.inputs import (
@@ -86,7 +87,6 @@ class Process:
             recorder.begin(settings, world.now, rng)
         self.node = Node(settings, world.now, rng)
         self.clock = Clock(self, world.now, host.clock_rate)
-        self.echoes = self.node.pings
         self.connection_ids = itertools.count(1)
         self.ends: dict[ConnectionId, NodeEnd] = {}
         self.is_running = True
@@ -102,6 +102,10 @@ class Process:
     @cached_property
     def settings(self) -> NodeSettings:
         return self.node.settings
+
+    @cached_property
+    def echoes(self) -> Echoes:
+        return self.node.pings
 
     @cached_property
     def is_recorded(self) -> bool:

@@ -96,9 +96,6 @@ class Keepalive:
     def unwatch(self, node_id: NodeId) -> None:
         self._rounds.cancel(node_id)
         self._forget(node_id)
-        row = self._members.rows.get(node_id)
-        if row is not None:
-            row.round_trip = None
 
     def in_turn(self, slot: int, now: Instant) -> list[NodeId]:
         """Return whose round begins now; the next one of each is fixed."""
@@ -241,7 +238,9 @@ class Keepalive:
         if ping is None or ping.number != number:
             self._context.count("pongs_unexpected")
             return False
-        self._members.rows[node_id].round_trip = now - ping.sent_at
+        link = self._links.open_to(node_id)
+        if link is not None:
+            link.round_trip = now - ping.sent_at
         self._proved(node_id, now)
         return True
 
@@ -264,9 +263,9 @@ class Keepalive:
                 others.append(link)
                 continue
             del opened[node_id]
-            row.round_trip = round_trip
             row.heard_at = row.silent_since = now
             row.fail_count = 0
+            link.round_trip = round_trip
             link.is_settled = True
         self._rest()
         return others

@@ -116,6 +116,8 @@ class Link(Outlet):
     """What the peer said in its Close."""
     exchanged_at: Instant | None = None
     """When the last digest exchange began."""
+    round_trip: Seconds | None = None
+    """How long its last pong took."""
     is_settled: bool = False
     """Whether the peer has our record for certain, so that digests can be compared."""
 

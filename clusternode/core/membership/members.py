@@ -50,8 +50,6 @@ class Row:
     """When anyone, as far as we know, last had contact with it."""
     heard_at: Instant | None = None
     """When it last proved to us that it is there."""
-    round_trip: Seconds | None = None
-    """How long the last pong took, while it is pinged."""
     fail_count: int = 0
     is_confirmed: bool = False
     """Whether it has answered us since it came (back); until then nothing is raised about it."""

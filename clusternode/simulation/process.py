@@ -100,12 +100,12 @@ class Process:
         return self.host.node_id
 
     @cached_property
-    def settings(self) -> NodeSettings:
-        return self.node.settings
-
-    @cached_property
     def echoes(self) -> Echoes:
         return self.node.pings
+
+    @cached_property
+    def settings(self) -> NodeSettings:
+        return self.node.settings
 
     @cached_property
     def is_recorded(self) -> bool:

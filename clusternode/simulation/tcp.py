@@ -48,43 +48,56 @@ class ItemKind(enum.Enum):
 Item = tuple[ItemKind, Any, int]  # kind, payload (HELLO, frames or bytes, reason), size in bytes
 
 
-class End:
-    """One end of a connection: what its process knows of it, and what it has on the way."""
+class Flow:
+    """How far the bytes of one end have come."""
 
     __slots__ = (
         "arrived_bytes",
         "busy_until",
+        "generation",
+        "last_arrival",
+        "on_the_way",
+        "rate",
+        "stalled",
+        "written_bytes",
+    )
+
+    def __init__(self) -> None:
+        self.generation = 0  # what was sent in an older one is lost
+        self.stalled: tuple[Item, ...] = ()
+        self.on_the_way: list[Item] = []  # sent, and neither arrived nor stalled
+        self.rate = 0.0  # bytes per second at which the last ones leave; 0 for at once
+        self.busy_until: Instant = 0.0  # when the last byte written has left the host
+        self.written_bytes = 0
+        self.arrived_bytes = 0  # what the host at the other end has confirmed
+        self.last_arrival: Instant = 0.0
+
+
+class End(Flow):
+    """One end of a connection: what its process knows of it, and what it has on the way.
+
+    One object for both: a thousand nodes have a million of them.
+    """
+
+    __slots__ = (
         "connection",
         "dialed",
-        "generation",
         "is_established",
         "is_open",
         "is_writing",
-        "last_arrival",
-        "on_the_way",
         "other",
         "process",
-        "rate",
-        "stalled",
         "wants_to_write",
-        "written_bytes",
     )
     other: Self
 
     def __init__(self, process: ProcessView, dialed: Address | None) -> None:
+        Flow.__init__(self)
         self.process = process
         self.connection = ConnectionId(next(process.connection_ids))
         self.dialed = dialed
         self.is_open = True
         self.is_established = False
-        self.generation = 0  # what was sent in an older one is lost
-        self.stalled: tuple[Item, ...] = ()
-        self.on_the_way: list[Item] = []  # sent, and neither arrived nor stalled
-        self.rate = 0.0  # bytes per second at which the last ones leave; 0 for at once
-        self.written_bytes = 0
-        self.arrived_bytes = 0  # what the host at the other end has confirmed
-        self.last_arrival: Instant = 0.0
-        self.busy_until: Instant = 0.0  # when the last byte written has left the host
         self.is_writing = False
         self.wants_to_write = False
         process.ends[self.connection] = self

@@ -66,14 +66,16 @@ class Crossing:
     def refuse(self, name):
         self.lone.feed(DialFailed(address_of(name), DialFailure.REFUSED))
 
+    def routed_since(self, effect):
+        """Return what was sent over relays since so many effects, in order."""
+        writes = [one for one in self.lone.effects[effect:] if isinstance(one, Write)]
+        frames = [frame.message for write in writes for frame in write.frames]
+        return [message for message in frames if isinstance(message, Routed)]
+
     def asked(self, name):
         """Return the pings to a node that were sent over relays, in the order of asking."""
         return [
-            one.message
-            for write in self.lone.effects_of(Write)
-            for one in write.frames
-            if isinstance(one.message, Routed)
-            and (one.message.destination, one.message.type) == (name, Ping.TYPE)
+            one for one in self.routed_since(0) if (one.destination, one.type) == (name, Ping.TYPE)
         ]
 
     def asked_over(self, name):
@@ -616,18 +618,30 @@ class Torn(Crossing):
         for _ in range(2):
             self.round()
 
+    def pass_time(self, seconds):
+        """Let time pass, in which all who are left answer; return what was sent over them."""
+        before = len(self.lone.effects)
+        relays = (link for name, link in self.links.items() if name not in self.lost)
+        self.lone.pass_time(seconds, answers=tuple(relays))
+        return self.routed_since(before)
+
     def round(self):
         """Let all that is asked be refused for an interval; return (member, relay) asked."""
         asked = []
-        relays = {name: link for name, link in self.links.items() if name not in self.lost}
         for _ in range(10):
-            self.forget()
-            self.lone.pass_time(0.5, answers=tuple(relays.values()))
-            for name in relays:
-                for one in self.sent(name, Routed):
-                    asked.append((one.destination, name))
-                    self.receive(name, no_route("n5", one.destination, name, at=name))
+            for one in self.pass_time(0.5):
+                (name,) = one.relays
+                asked.append((one.destination, name))
+                self.receive(name, no_route("n5", one.destination, name, at=name))
         return asked
+
+    def next_asked(self):
+        """Return the next ping over a relay that was never asked, and has refused nobody."""
+        before = {one.relays for one in self.routed_since(0)}
+        while True:
+            for one in self.pass_time(0.1):
+                if one.relays not in before:
+                    return one
 
 
 def test_where_nobody_is_found_in_a_large_cluster_one_relay_is_asked_for_each_ping():
@@ -640,32 +654,25 @@ def test_where_nobody_is_found_in_a_large_cluster_one_relay_is_asked_for_each_pi
 
 def test_what_is_found_for_one_of_many_lost_members_is_tried_for_the_others():
     node = Torn()
-    node.forget()
-    while not (asked := [name for name in node.links if node.sent(name, Routed)]):
-        node.lone.pass_time(0.1)
-    relay = asked[0]
-    found = node.sent(relay, Routed)[0].destination
-    node.pong(found, over=relay)
-    node.forget()
-    node.lone.pass_time(6.0)
+    ping = node.next_asked()
+    (relay,) = ping.relays
+    node.pong(ping.destination, over=relay)
+    node.pass_time(6.0)
 
-    over_it = {one.destination for one in node.sent(relay, Routed)}
-    assert over_it.issuperset(set(node.lost) - {found})
+    over_it = {one.destination for one in node.routed_since(0) if one.relays == (relay,)}
+    assert over_it.issuperset(node.lost)
 
 
 def test_who_has_answered_is_not_asked_for_again_when_others_are_found():
     node = Torn()
-    node.forget()
-    while not (asked := [name for name in node.links if node.sent(name, Routed)]):
-        node.lone.pass_time(0.1)
-    relay = asked[0]
+    (relay,) = node.next_asked().relays
     answered: dict[str, int] = {}  # member → how often it had been asked for by then
     while len(answered) < 5:
         for name in node.lost:
-            if name not in answered and node.pings(name, over=relay):
+            if name not in answered and (relay,) in node.asked_over(name):
                 answered[name] = len(node.asked_over(name))
                 node.pong(name, over=relay)
-        node.lone.pass_time(0.1)
+        node.pass_time(0.1)
 
     assert {name: len(node.asked_over(name)) for name in answered} == answered
 

@@ -46,6 +46,9 @@ SHRINKING_TIME_MAX = 120.0
 """Seconds after which the smallest story that was found is good enough."""
 NEWEST_COLLECTED_AFTER, YOUNG_COLLECTED_AFTER, OLD_COLLECTED_AFTER = 50_000, 20, 1_000
 """Objects of a world live long, and there are millions of them: nearly never look at the old."""
+NEWEST_IN_MODEL_COLLECTED_AFTER = 10_000_000
+"""A world without agents leaves little in cycles but closed connections: it need not look at its
+millions of objects more than once, and garbage takes about a gigabyte at most."""
 
 
 @attrs.frozen
@@ -330,7 +333,9 @@ def run_job(
     gc.collect()
     gc.freeze()  # what was imported and read need not be looked at again
     before = gc.get_threshold()
-    gc.set_threshold(NEWEST_COLLECTED_AFTER, YOUNG_COLLECTED_AFTER, OLD_COLLECTED_AFTER)
+    is_model = job.world == "model"
+    newest = NEWEST_IN_MODEL_COLLECTED_AFTER if is_model else NEWEST_COLLECTED_AFTER
+    gc.set_threshold(newest, YOUNG_COLLECTED_AFTER, OLD_COLLECTED_AFTER)
     try:
         seed = scenario.seed if job.seed is None else job.seed
         return (outputs or Outputs(None, None, None)).run(job, scenario, seed, progress)

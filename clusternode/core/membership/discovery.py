@@ -68,10 +68,10 @@ class Discovery:
             if not is_taken and target.state is not _SELF:
                 if target.names or self.notification.is_candidate(address):
                     return True
-        return any(
-            target.names or self.notification.is_candidate(target.address)
-            for target in self._targets_of(node_id)
-        )
+        for target in self._targets_of(node_id):
+            if target.names or self.notification.is_candidate(target.address):
+                return True
+        return False
 
     def expected_at(self, address: Address) -> NodeId | None:
         """Return the node that was last found at an address, or says that it is there."""

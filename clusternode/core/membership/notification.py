@@ -65,7 +65,7 @@ class NotificationAddresses:
 
     def is_candidate(self, address: Address) -> bool:
         """Tell whether any name resolved to an address."""
-        return any(address in entry.candidates for entry in self.names.values())
+        return bool(self.names) and any(address in one.candidates for one in self.names.values())
 
     def refresh(self, name: Address, now: Instant) -> None:
         """Look a name up again; `resolved` follows."""

@@ -8,7 +8,7 @@ asked for over those who are not.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import attrs
 
@@ -16,7 +16,7 @@ from clusternode.core.context import Context
 from clusternode.core.membership.keepalive import Keepalive
 from clusternode.core.membership.links import Links
 from clusternode.core.membership.members import Members
-from clusternode.core.membership.ways import LOOKED_AT_MAX, Hints, Way, Ways
+from clusternode.core.membership.ways import LOOKED_AT_MAX, Hints, Way, Ways, pairs_of
 from clusternode.core.types import Instant, NodeId, Seconds
 from clusternode.core.wire.messages import Ping
 
@@ -134,13 +134,9 @@ class Asking:
             path.begin()
         return path
 
-    def take_turn(self, node_id: NodeId, now: Instant, *, is_refused: bool = False) -> bool:
-        """Give a ping that the direct way has failed one more turn; tells whether it has one.
-
-        Where the dial was refused, nobody is asked once more after all relays have refused too.
-        """
+    def take_turn(self, node_id: NodeId, now: Instant) -> bool:
+        """Give a ping that the direct way has failed one more turn; tells whether it has one."""
         path = self.path_of_ping(node_id)
-        path.is_hopeless = path.is_hopeless or is_refused
         self.silent(node_id, path, now)
         if not self.has_turn(node_id, path, now):
             return False
@@ -275,15 +271,18 @@ class Asking:
         def is_silent(relay: NodeId) -> bool:
             return self._is_silent(relay, now)
 
+        def pairs() -> Iterator[Way]:
+            sent_at = self._keepalive.sent_at(node_id)
+            heard = [
+                relay
+                for relay in self.ways.relays()
+                if sent_at is not None and self._is_heard(relay, sent_at) and not is_silent(relay)
+            ]
+            yield from pairs_of(heard, self._beyond(node_id, now))
+
         if path.turns < TURNS or self._is_torn_for(node_id):
             return Hints(is_silent)
-        sent_at = self._keepalive.sent_at(node_id)
-        heard = [
-            relay
-            for relay in self.ways.relays()
-            if sent_at is not None and self._is_heard(relay, sent_at) and not is_silent(relay)
-        ]
-        return Hints(is_silent, heard, self._beyond(node_id, now))
+        return Hints(is_silent, pairs)
 
     def _beyond(self, node_id: NodeId, now: Instant) -> list[NodeId]:
         """Return the active members that a relay may reach, but not we: who may be lost first.

@@ -232,6 +232,8 @@ class Rerouting:
             now: The present.
             is_refused: Whether it is certain, and not only late, that nobody is there.
         """
+        if is_refused and self.is_large and not self.is_asked(node_id):
+            self.ask(node_id, now)  # which has waited for the dial
         number = self._keepalive.number_of(node_id)
         path = self._paths.get(node_id)
         if path is not None and path.number == number:
@@ -243,7 +245,7 @@ class Rerouting:
             if is_refused:
                 path.is_hopeless = True
                 return bool(path.asked or path.answered)
-        return self._is_enabled and self._asking.take_turn(node_id, now, is_refused=is_refused)
+        return self._is_enabled and self._asking.take_turn(node_id, now)
 
     def call(self, node_id: NodeId | None, now: Instant) -> None:
         """Ask one other for somebody who was removed, and of whom we know an address only.

@@ -43,19 +43,23 @@ class Hints:
 
     is_silent: Callable[[NodeId], bool] = lambda relay: False
     """Which direct neighbours have not answered for a while: they are asked last."""
-    heard: Sequence[NodeId] = ()
-    """Direct neighbours that have answered since the member did not."""
-    cut_off: Sequence[NodeId] = ()
-    """Active members that do not answer us either, or only over others, but perhaps those that are
-    heard."""
+    pairs: Callable[[], Iterator[Way]] = lambda: iter(())
+    """Ways over two relays, drawn up when they are needed: mostly there are enough single ones."""
 
-    def pairs(self) -> Iterator[Way]:
-        """Yield the ways over one who is heard and one who is not, every one of these in turn."""
-        for turn in range(len(self.heard)):
-            for number, other in enumerate(self.cut_off):
-                first = self.heard[(number + turn) % len(self.heard)]
-                if first != other:
-                    yield (first, other)
+
+def pairs_of(heard: Sequence[NodeId], beyond: Sequence[NodeId]) -> Iterator[Way]:
+    """Yield the ways over one who is heard and one who is not, every one of these in turn.
+
+    Args:
+        heard: Direct neighbours that have answered since the member did not.
+        beyond: Active members that do not answer us either, or only over others, but perhaps
+            those that are heard.
+    """
+    for turn in range(len(heard)):
+        for number, other in enumerate(beyond):
+            first = heard[(number + turn) % len(heard)]
+            if first != other:
+                yield (first, other)
 
 
 NO_HINTS = Hints()

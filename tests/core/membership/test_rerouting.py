@@ -565,6 +565,7 @@ def test_in_a_large_cluster_others_are_asked_where_a_dial_says_nothing_for_half_
 
 def test_in_a_large_cluster_whose_dial_is_refused_is_gone_when_six_relays_refuse_too():
     node = large_cluster()
+    node.forget()
     node.lose("n9")
     node.refuse("n9")
     assert node.lone.status("n9") == "active"
@@ -573,6 +574,7 @@ def test_in_a_large_cluster_whose_dial_is_refused_is_gone_when_six_relays_refuse
             node.receive(relay, no_route("n5", "n9", relay, at=relay))
 
     assert len(node.asked_over("n9")) == 6
+    assert [name for name in node.links if node.sent(name, Ping)] == []
     assert node.lone.status("n9") == "not_active"
 
 

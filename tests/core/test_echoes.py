@@ -116,7 +116,7 @@ def test_nobody_waits_longer_than_an_interval_nor_much_less_than_four_fifths(mem
     for number in range(members):
         rounds.set(NodeId(f"n{number}"), lone.now + INTERVAL * number / members)
     began = dict(rounds.slot_of)
-    width = INTERVAL / 64
+    width = rounds._width
 
     for slot in sorted(set(began.values())):
         at = rounds._offset + slot * width
@@ -134,4 +134,4 @@ def test_members_that_were_asked_together_drift_apart():
         rounds.take(slot, rounds._offset + slot * rounds._width)
 
     assert max(map(len, rounds._slots.values())) <= 80
-    assert len(rounds._slots) > 25
+    assert len(rounds._slots) > 15

@@ -1,7 +1,7 @@
 """When each member is pinged next: a wheel of slots. Specified in docs/node-health.md.
 
 A node with a thousand members would else wake up for each of their pings. The members of one slot
-are pinged together, so that it wakes up some sixty times an interval however many there are.
+are pinged together, so that it wakes up some thirty times an interval however many there are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from clusternode.core.context import Context
 from clusternode.core.types import Instant, NodeId, Seconds
 
-SLOTS_PER_INTERVAL = 64
+SLOTS_PER_INTERVAL = 32
 """A ping is early by at most this part of an interval, far less than its jitter."""
 
 

@@ -44,7 +44,7 @@ class TimePassed:
     """Nothing happened but time; sent when `next_deadline` has come."""
 
 
-@attrs.frozen
+@attrs.define
 class Connected:
     """A connection has exchanged and checked both HELLOs. `dialed` is None where we listened."""
 

@@ -177,7 +177,8 @@ class Process:
         if self.is_recorded and trace.recorder is not None:
             effects = trace.recorder.step(self.node, self.clock.now, input_)
         else:
-            effects = self.node.step(self.clock.now, input_)
+            now = world.now if self.clock.is_true else self.clock.now
+            effects = self.node.step(now, input_)
         for effect in effects:
             _PERFORM[type(effect)](self, effect)
         while self.looks:
@@ -196,7 +197,8 @@ class Process:
             self.feed(WriteReady(connection, bytes_max))
             return None
         self.world.counts.inputs += 1
-        return self.node.output(connection, bytes_max, self.clock.now)
+        now = self.world.now if self.clock.is_true else self.clock.now
+        return self.node.output(connection, bytes_max, now)
 
     def answers(self, connection: ConnectionId, ping: Ping) -> bool:
         """Let the node answer a ping that came alone; False where that is no simple one."""
@@ -231,7 +233,8 @@ class Process:
         counts = world.counts
         counts.inputs += 1
         counts.stepping = node_id
-        for effect in self.node.step(self.clock.now, received):
+        now = world.now if self.clock.is_true else self.clock.now
+        for effect in self.node.step(now, received):
             _PERFORM[type(effect)](self, effect)
         if self.is_running:
             self.clock.arm()
@@ -343,6 +346,7 @@ class Clock:
         self._next_deadline = process.node.next_deadline
         self._began = began
         self._rate = rate
+        self.is_true = rate == 1.0  # the time of the process is that of the world
         self._latest: Instant = began
         self._armed_at: Instant | None = None
         self._last_wake_up: Instant = 0.0
@@ -352,7 +356,7 @@ class Clock:
     def now(self) -> Instant:
         """The present, as the process counts it; never runs backwards."""
         world_now = self._world.now
-        if self._rate == 1.0:
+        if self.is_true:
             return world_now
         self._latest = max(self._latest, self._began + (world_now - self._began) * self._rate)
         return self._latest
@@ -372,7 +376,7 @@ class Clock:
         deadline = self._next_deadline()
         if deadline is None:
             return
-        if self._rate != 1.0:
+        if not self.is_true:
             deadline = self._in_the_world(deadline)
         if self._armed_at is not None and self._armed_at <= deadline:
             return

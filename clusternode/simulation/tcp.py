@@ -116,7 +116,7 @@ class End(Flow):
         return f"{ip}:{EPHEMERAL_PORT_MIN + self.other.connection % EPHEMERAL_PORTS}"
 
 
-@attrs.frozen
+@attrs.define
 class Dial:
     """An attempt to connect."""
 

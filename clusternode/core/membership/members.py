@@ -339,6 +339,9 @@ class Members:
         for entry in entries:
             node_id, silent_for = entry.node_id, entry.silent_for
             row = rows.get(node_id)
+            if row is not None and row.is_linked and node_id != source:
+                if entry.incarnation == row.record.incarnation:  # nearly always
+                    continue  # it speaks for itself
             if (
                 entry.incarnation > HEARSAY_MAX or entry.version > HEARSAY_MAX
             ) and source != node_id:

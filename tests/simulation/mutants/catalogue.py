@@ -524,7 +524,12 @@ def a_tunnel_that_all_refuse_is_kept(right: Function) -> Function:
     return lambda self, node_id, path, now: None
 
 
-@mutant(Tunnel, "receive_untrusted", CHANGING, [TWICE, REACHED, FLAPPING, ORDER, NODE])
+@mutant(
+    Tunnel,
+    "receive_untrusted",
+    [*CHANGING, "tables-disagree"],
+    [TWICE, REACHED, FLAPPING, ORDER, NODE],
+)
 def a_segment_is_taken_twice(right: Function) -> Function:
     """A routed duplicate is not recognised: its bytes count as the next ones."""
 

@@ -45,9 +45,9 @@ from clusternode.core.membership.health import Health
 from clusternode.core.membership.links import Link, Links, Phase
 from clusternode.core.membership.membership import Membership
 from clusternode.core.messaging.messaging import Messaging
-from clusternode.core.overview import overview
+from clusternode.core.overview import glance, overview
 from clusternode.core.settings import NodeSettings
-from clusternode.core.snapshots import NodeSnapshot
+from clusternode.core.snapshots import NodeGlance, NodeSnapshot
 from clusternode.core.timers import TimerKey
 from clusternode.core.tunnels import Tunnels
 from clusternode.core.types import ConnectionId, Incarnation, Instant, NodeId
@@ -483,3 +483,7 @@ class Node:
     def snapshot(self, now: Instant) -> NodeSnapshot:
         """Return the member list, the notification addresses and the counters as they are now."""
         return overview(self._context, self._membership, self._messaging, now)
+
+    def glance(self) -> NodeGlance:
+        """Return how the members stand: what a check of thousands of nodes needs of a snapshot."""
+        return glance(self._context, self._membership)

@@ -8,7 +8,7 @@ from clusternode.core.membership.links import Link
 from clusternode.core.membership.membership import Membership
 from clusternode.core.membership.ways import Way, shown
 from clusternode.core.messaging.messaging import Messaging
-from clusternode.core.snapshots import MemberSnapshot, NodeSnapshot
+from clusternode.core.snapshots import MemberGlance, MemberSnapshot, NodeGlance, NodeSnapshot
 from clusternode.core.types import Instant, NodeId
 from clusternode.core.wire.messages import Record
 
@@ -28,6 +28,22 @@ def overview(
         members=(_own_row(own), *others),
         addresses=membership.discovery.notification.snapshot(now),
         counters=dict(sorted(context.counters.items())),
+    )
+
+
+def glance(context: Context, membership: Membership) -> NodeGlance:
+    """Return how the members stand, as the overview shows it."""
+    own = membership.members.own
+    own_row = _own_row(own)
+    members = [MemberGlance(own.node_id, own_row.status, own.incarnation, own_row.link, local=True)]
+    rows, open_to = membership.members.rows, membership.links.open_to
+    for node_id in sorted(node_id for node_id, row in rows.items() if row.is_member):
+        row, link = rows[node_id], open_to(node_id)
+        shown_link = _link_shown(link, membership.rerouting.way_to(node_id))
+        incarnation = row.record.incarnation
+        members.append(MemberGlance(node_id, row.health.value, incarnation, shown_link))
+    return NodeGlance(
+        own.node_id, own.incarnation, membership.members.digest, members, dict(context.counters)
     )
 
 

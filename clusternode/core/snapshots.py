@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -75,3 +75,26 @@ class NodeSnapshot:
     addresses: tuple[AddressSnapshot, ...]
     counters: Mapping[str, int]
     """Counter name → count since the start; the names are in docs/operations.md."""
+
+
+@attrs.define
+class MemberGlance:
+    """The part of a `MemberSnapshot` that says how it stands."""
+
+    node_id: NodeId
+    status: str
+    incarnation: Incarnation
+    link: str
+    local: bool = False
+
+
+@attrs.define
+class NodeGlance:
+    """The part of a `NodeSnapshot` that says how the members stand: a fraction of its cost."""
+
+    node_id: NodeId
+    incarnation: Incarnation
+    digest: int
+    members: Sequence[MemberGlance]
+    """The own row first, then sorted by node id."""
+    counters: Mapping[str, int]

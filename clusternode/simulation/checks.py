@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 
-from clusternode.core.snapshots import NodeSnapshot
+from clusternode.core.snapshots import NodeGlance, NodeSnapshot
 from clusternode.core.types import Instant, NodeId
 from clusternode.simulation.history import History
 
@@ -29,7 +29,7 @@ class View:
     """A moment of a run: what every running node shows, and all that happened before."""
 
     now: Instant
-    snapshots: Mapping[NodeId, NodeSnapshot]
+    snapshots: Mapping[NodeId, NodeGlance | NodeSnapshot]
     history: History
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import attrs
 
 from clusternode.core.inputs import KnownMember
-from clusternode.core.snapshots import NodeSnapshot
+from clusternode.core.snapshots import NodeGlance, NodeSnapshot
 from clusternode.core.types import Address, Instant, NodeId, Seconds
 from clusternode.simulation.surroundings import Sender
 
@@ -20,6 +20,10 @@ class LiveProcess(Sender, Protocol):
     def start(self) -> None: ...
     def snapshot(self) -> NodeSnapshot | None:
         """Return what it shows of itself; nothing while it is starting."""
+        ...
+
+    def glance(self) -> NodeGlance | NodeSnapshot | None:
+        """Return the part of it that checks look at."""
         ...
 
     def end(self) -> None:

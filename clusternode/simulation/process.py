@@ -30,7 +30,7 @@ from clusternode.core.inputs import (
 )
 from clusternode.core.node import Node
 from clusternode.core.settings import NodeSettings
-from clusternode.core.snapshots import NodeSnapshot
+from clusternode.core.snapshots import NodeGlance, NodeSnapshot
 from clusternode.core.types import (
     ConnectionId,
     Incarnation,
@@ -122,6 +122,9 @@ class Process:
 
     def snapshot(self) -> NodeSnapshot:
         return self.node.snapshot(self.clock.now)
+
+    def glance(self) -> NodeGlance:
+        return self.node.glance()
 
     @property
     def incarnation(self) -> Incarnation:

@@ -75,11 +75,11 @@ def live(world: World, scenario: Scenario, progress: Progress | None = None) -> 
     try:
         for hope in scenario.eventually:
             _run_until(world, TIME_ZERO + hope.by, scenario, progress)
-            view = View(world.now, world.snapshots(), world.history)
+            view = View(world.now, world.glances(), world.history)
             violations += _broken_hopes(view, hope)
         _run_until(world, end, scenario, progress)
         if view is None or view.now != world.now:  # else nothing has happened since
-            view = View(world.now, world.snapshots(), world.history)
+            view = View(world.now, world.glances(), world.history)
     except CoreFailed:
         return _faults_of_core(world)
     except Exception as error:  # noqa: BLE001  # the code under test; its fault is the result

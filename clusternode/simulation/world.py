@@ -19,7 +19,7 @@ from clusternode.core.settings import (
     HealthSettings,
     MessagingSettings,
 )
-from clusternode.core.snapshots import NodeSnapshot
+from clusternode.core.snapshots import NodeGlance, NodeSnapshot
 from clusternode.core.types import Address, ChannelName, Instant, NodeId, Seconds
 from clusternode.errors import ClusternodeError
 from clusternode.recording.trace import Recorder
@@ -292,6 +292,11 @@ class World(EventQueue):
     def snapshots(self) -> dict[NodeId, NodeSnapshot]:
         """What every running node shows of itself."""
         found = {process.node_id: process.snapshot() for process in self.processes()}
+        return {node_id: shown for node_id, shown in found.items() if shown is not None}
+
+    def glances(self) -> dict[NodeId, NodeGlance | NodeSnapshot]:
+        """The part of it that checks look at."""
+        found = {process.node_id: process.glance() for process in self.processes()}
         return {node_id: shown for node_id, shown in found.items() if shown is not None}
 
     def sample_outboxes(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,7 @@ from clusternode.core.membership.links import Phase
 from clusternode.core.membership.targets import TargetState
 from clusternode.core.node import _POSITIONED, Node
 from clusternode.core.settings import DiscoverySettings, HealthSettings
+from clusternode.core.snapshots import MemberGlance
 from clusternode.core.types import (
     Address,
     ChannelName,
@@ -163,9 +165,20 @@ def check(lone: Lone) -> None:
     deadline = node.next_deadline()
     assert deadline is not None and deadline >= lone.now - 1e-6
     check_members(node)
+    check_glance(node, lone.now)
     check_links(node)
     check_targets(node)
     check_timers(node)
+
+
+def check_glance(node: Node, now: float) -> None:
+    """A glance is a part of the snapshot."""
+    glance, whole = node.glance(), node.snapshot(now)
+    fields = [field.name for field in attrs.fields(MemberGlance)]
+    shown = [tuple(getattr(row, name) for name in fields) for row in whole.members]
+    assert [attrs.astuple(row) for row in glance.members] == shown
+    assert (glance.node_id, glance.incarnation) == (whole.node_id, whole.incarnation)
+    assert (glance.digest, glance.counters) == (whole.digest, whole.counters)
 
 
 def check_members(node: Node) -> None:

@@ -49,6 +49,8 @@ NEWEST_COLLECTED_AFTER, YOUNG_COLLECTED_AFTER, OLD_COLLECTED_AFTER = 50_000, 20,
 NEWEST_IN_MODEL_COLLECTED_AFTER = 10_000_000
 """A world without agents leaves little in cycles but closed connections: it need not look at its
 millions of objects more than once, and garbage takes about a gigabyte at most."""
+OBJECTS_OF_A_PAIR = 50
+"""More than two nodes need to know each other: where there are more, none of it is garbage."""
 
 
 @attrs.frozen
@@ -330,18 +332,21 @@ def run_job(
 ) -> RunResult:
     """Do one run."""
     scenario = job.scenario()
-    gc.collect()
+    gc.unfreeze()
+    gc.collect()  # the world of the run before
     gc.freeze()  # what was imported and read need not be looked at again
     before = gc.get_threshold()
-    is_model = job.world == "model"
-    newest = NEWEST_IN_MODEL_COLLECTED_AFTER if is_model else NEWEST_COLLECTED_AFTER
+    newest = NEWEST_COLLECTED_AFTER
+    if job.world == "model":
+        pairs = len(scenario.plan.node_ids) ** 2 // 2
+        newest = max(NEWEST_IN_MODEL_COLLECTED_AFTER, OBJECTS_OF_A_PAIR * pairs)
     gc.set_threshold(newest, YOUNG_COLLECTED_AFTER, OLD_COLLECTED_AFTER)
     try:
         seed = scenario.seed if job.seed is None else job.seed
         return (outputs or Outputs(None, None, None)).run(job, scenario, seed, progress)
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
+        gc.freeze()  # a world that is over is garbage: for the next run, or the end of the process
 
 
 def _show(text: str) -> None:

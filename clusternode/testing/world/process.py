@@ -100,6 +100,9 @@ class AgentProcess(LoopProcess):
             self.visit(lambda: found.append(bus.snapshot()))
         return found[0] if found else None
 
+    def glance(self) -> NodeSnapshot | None:
+        return self.snapshot()
+
     def over(self, failure: BaseException | None) -> None:
         if failure is None:
             self.world.end_process(self, "left")

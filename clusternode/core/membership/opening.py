@@ -147,7 +147,7 @@ class Opening:
                 rival = None
         if link.phase is not _RESUMING and rival is not None:
             link.held_resume = resume
-        elif self._streams.doubts(link.node_id, link.hello, resume):
+        elif self._streams.doubts(link.node_id, link.hello, resume, link.connected_at):
             # The peer has chosen another one later.
             self._owner.drop(link, CloseReason.DUPLICATE_CONNECTION, now)
         elif not self._refused_as_unfit(link, now):

@@ -239,14 +239,17 @@ class Messaging:
         """Fix the positions for a connection: what we have taken and what we can still send."""
         return self.deliveries.bind(node_id, hello)
 
-    def doubts(self, node_id: NodeId, hello: Hello, resume: Resume) -> bool:
+    def doubts(self, node_id: NodeId, hello: Hello, resume: Resume, connected_at: Instant) -> bool:
         """Tell whether the peer has acknowledged more than it says here; doubts it once.
 
         Then it has said so before it chose another connection, which has ended first: the Close of
-        this one is on its way. Who says it again has forgotten what it took.
+        this one is on its way. Who says it again has forgotten what it took; and so has who says
+        it on a connection that was dialled after the other one had ended.
         """
         stream = self.deliveries.streams.get(node_id)
         if stream is None or stream.incarnation != hello.incarnation:
+            return False
+        if connected_at - stream.unbound_at > self._context.settings.discovery.handshake_timeout:
             return False
         is_doubted = resume.last_received < stream.sending.acknowledged
         if is_doubted:

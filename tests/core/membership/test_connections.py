@@ -169,6 +169,20 @@ def test_whoever_says_twice_that_it_has_less_than_it_acknowledged_has_forgotten(
     assert lone.effects_of(Settle)[-1].results == [(DeliveryId(1), "n1", ResultCode.TIMEOUT)]
 
 
+def test_who_has_forgotten_what_it_took_is_believed_at_once_long_after_the_last_connection():
+    lone = Lone()
+    old = lone.open("n1")
+    lone.feed(Publish(DeliveryId(1), ChannelName("news"), b"body"))
+    lone.receive(old, Ack(1))
+    lone.feed(Disconnected(old))
+    lone.pass_time(lone.node.settings.discovery.handshake_timeout + 1.0)
+
+    again = lone.connect("n1")
+    lone.receive(again, Resume(0, 1))
+
+    assert lone.is_open("n1")
+
+
 def test_a_resume_for_a_newer_connection_replaces_the_open_one():
     lone = Lone()
     old = lone.open("n1")

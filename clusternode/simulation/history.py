@@ -235,11 +235,16 @@ class History:
         )
 
     def partings(self) -> dict[tuple[NodeId, NodeId], list[Instant]]:
-        """Return (observer, member) → when the one gave the other up, or heard that it left."""
+        """Return (observer, member) → when the one gave the other up, or heard that it left.
+
+        An operator may have said so, too.
+        """
         found: dict[tuple[NodeId, NodeId], list[Instant]] = {}
         for fact in self.statuses:
             if fact.status not in ("active", "not_active"):
                 found.setdefault((fact.observer, fact.member), []).append(fact.at)
+        for at, observer, member in self.removals:
+            found.setdefault((observer, member), []).append(at)
         return found
 
     def is_alive(self, node_id: NodeId, at: Instant) -> bool:

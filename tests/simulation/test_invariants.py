@@ -490,6 +490,14 @@ def test_what_waits_for_a_member_that_was_given_up_ends_with_it():
     assert violations_of("x", ALWAYS["nothing-is-given-up-early"], view(told)) == []
 
 
+def test_what_waits_for_a_member_that_an_operator_removed_ends_with_it():
+    told = history()
+    given_up_after_a_moment(told)
+    told.breaks.append(Break(15.0, ONE, TWO, is_removal=True))
+
+    assert violations_of("x", ALWAYS["nothing-is-given-up-early"], view(told)) == []
+
+
 def test_whoever_is_killed_while_it_stands_still_owes_no_results():
     told = history()
     no_result(told)

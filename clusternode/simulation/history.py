@@ -8,6 +8,7 @@ that the core made. Described in docs/simulation.md.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import attrs
@@ -234,17 +235,21 @@ class History:
             for life in self.lives.get(node_id, ())
         )
 
-    def partings(self) -> dict[tuple[NodeId, NodeId], list[Instant]]:
-        """Return (observer, member) → when the one gave the other up, or heard that it left.
+    def partings(self) -> dict[tuple[NodeId, NodeId], list[tuple[Instant, Instant]]]:
+        """Return (observer, member) → from when to when the one had given the other up.
 
-        An operator may have said so, too.
+        That is as far as the observer told anyone: because it was silent, because it left, or, for
+        a moment, because an operator removed it.
         """
-        found: dict[tuple[NodeId, NodeId], list[Instant]] = {}
+        found: dict[tuple[NodeId, NodeId], list[tuple[Instant, Instant]]] = {}
         for fact in self.statuses:
+            times = found.setdefault((fact.observer, fact.member), [])
+            if times and times[-1][1] == math.inf:
+                times[-1] = (times[-1][0], fact.at)
             if fact.status not in ("active", "not_active"):
-                found.setdefault((fact.observer, fact.member), []).append(fact.at)
+                times.append((fact.at, math.inf))
         for at, observer, member in self.removals:
-            found.setdefault((observer, member), []).append(at)
+            found.setdefault((observer, member), []).insert(0, (at, at))
         return found
 
     def is_alive(self, node_id: NodeId, at: Instant) -> bool:

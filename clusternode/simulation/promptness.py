@@ -97,7 +97,10 @@ def nothing_is_given_up_early(view: View) -> Iterator[Finding]:
                 and not history.has_ended_since(
                     node_id, _time_to_notice(history, fact.origin, fact.at), fact.at
                 )
-                and not any(fact.at <= one <= at for one in gone.get((fact.origin, node_id), ()))
+                and not any(
+                    since <= at and fact.at <= until
+                    for since, until in gone.get((fact.origin, node_id), ())
+                )
             ):
                 yield at, f"{fact.key}: {int(code)} from {node_id} after {at - fact.at:.3f} s"
 

@@ -490,6 +490,16 @@ def test_what_waits_for_a_member_that_was_given_up_ends_with_it():
     assert violations_of("x", ALWAYS["nothing-is-given-up-early"], view(told)) == []
 
 
+def test_what_was_sent_to_who_was_given_up_and_not_told_to_be_back_may_end_early():
+    told = history()
+    given_up_after_a_moment(told)
+    told.statuses.append(StatusFact(2.0, ONE, 1, TWO, "removed", "disabled", ""))
+    assert violations_of("x", ALWAYS["nothing-is-given-up-early"], view(told)) == []
+
+    told.statuses.append(StatusFact(4.0, ONE, 1, TWO, "active", "removed", ""))
+    assert violations_of("x", ALWAYS["nothing-is-given-up-early"], view(told))
+
+
 def test_what_waits_for_a_member_that_an_operator_removed_ends_with_it():
     told = history()
     given_up_after_a_moment(told)

@@ -8,7 +8,6 @@ that the core made. Described in docs/simulation.md.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 
 import attrs
@@ -235,22 +234,27 @@ class History:
             for life in self.lives.get(node_id, ())
         )
 
-    def partings(self) -> dict[tuple[NodeId, NodeId], list[tuple[Instant, Instant]]]:
-        """Return (observer, member) → from when to when the one had given the other up.
+    def is_member_throughout(
+        self, observer: NodeId, life: int, member: NodeId, since: Instant, to: Instant
+    ) -> bool:
+        """Tell whether one life of a node told all that time that the other is on its list.
 
-        That is as far as the observer told anyone: because it was silent, because it left, or, for
-        a moment, because an operator removed it.
+        It has told nothing of who has never answered, and is not asked about who was given up and
+        has not answered since. An operator may have removed it, whether that was told or not.
         """
-        found: dict[tuple[NodeId, NodeId], list[tuple[Instant, Instant]]] = {}
+        is_on_list = False
         for fact in self.statuses:
-            times = found.setdefault((fact.observer, fact.member), [])
-            if times and times[-1][1] == math.inf:
-                times[-1] = (times[-1][0], fact.at)
-            if fact.status not in ("active", "not_active"):
-                times.append((fact.at, math.inf))
-        for at, observer, member in self.removals:
-            found.setdefault((observer, member), []).insert(0, (at, at))
-        return found
+            if (fact.observer, fact.life, fact.member) != (observer, life, member):
+                continue
+            if fact.at > to:
+                break
+            if fact.at > since and not is_on_list:
+                return False
+            is_on_list = fact.status in ("active", "not_active")
+        return is_on_list and not any(
+            since <= at <= to and (place, removed) == (observer, member)
+            for at, place, removed in self.removals
+        )
 
     def is_alive(self, node_id: NodeId, at: Instant) -> bool:
         return any(life.covers(at) for life in self.lives.get(node_id, ()))

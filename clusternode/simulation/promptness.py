@@ -83,10 +83,10 @@ def _watches(life: LifeFact, history: History, since: Instant, to: Instant) -> b
 def nothing_is_given_up_early(view: View) -> Iterator[Finding]:
     """Between two that live on, a message is tried until its time is over, whatever is broken.
 
-    But not with a member that is disabled, or that has left as far as its sender knows.
+    But not with a member that is disabled, or that has left as far as its sender knows, nor with
+    one that its sender has not told of.
     """
     history = view.history
-    gone = history.partings()
     for fact in history.deliveries.values():
         for at, node_id, code in fact.results:
             if (
@@ -97,10 +97,7 @@ def nothing_is_given_up_early(view: View) -> Iterator[Finding]:
                 and not history.has_ended_since(
                     node_id, _time_to_notice(history, fact.origin, fact.at), fact.at
                 )
-                and not any(
-                    since <= at and fact.at <= until
-                    for since, until in gone.get((fact.origin, node_id), ())
-                )
+                and history.is_member_throughout(fact.origin, fact.life, node_id, fact.at, at)
             ):
                 yield at, f"{fact.key}: {int(code)} from {node_id} after {at - fact.at:.3f} s"
 

@@ -269,6 +269,7 @@ def ended_long_after_the_last_handler(told):
 
 def given_up_after_a_moment(told):
     told.deliveries[LATER].results[:] = [(15.0, TWO, ResultCode.TIMEOUT)]
+    told.statuses.insert(0, StatusFact(1.0, ONE, 1, TWO, "active", "new", ""))
 
 
 VIOLATED = {
@@ -498,6 +499,14 @@ def test_what_was_sent_to_who_was_given_up_and_not_told_to_be_back_may_end_early
 
     told.statuses.append(StatusFact(4.0, ONE, 1, TWO, "active", "removed", ""))
     assert violations_of("x", ALWAYS["nothing-is-given-up-early"], view(told))
+
+
+def test_what_was_sent_to_who_was_never_told_to_be_there_may_end_early():
+    told = history()
+    given_up_after_a_moment(told)
+    told.statuses[0] = StatusFact(1.0, ONE, 2, TWO, "active", "new", "")
+
+    assert violations_of("x", ALWAYS["nothing-is-given-up-early"], view(told)) == []
 
 
 def test_what_waits_for_a_member_that_an_operator_removed_ends_with_it():

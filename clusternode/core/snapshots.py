@@ -35,7 +35,7 @@ class MemberSnapshot:
     link: str
     """self, direct, `via` and the relays between us, or none."""
     round_trip_s: Seconds | None
-    """Of the last answered ping of an active member."""
+    """Of the last pong on the open connection of an active member."""
     notification: bool
     """Whether one of its addresses is a notification address."""
     remote: str

@@ -26,8 +26,8 @@ class Timers:
     """At most one deadline per key; setting it again replaces it.
 
     Replaced and cancelled entries stay in the heap until they reach its top, or until they are
-    more than the live ones: the heap is then rebuilt, so it holds at most twice the live entries
-    and `STALE_ENTRIES_MIN`. Setting and cancelling cost O(log n) on average.
+    more than the live ones when another one is replaced or cancelled: the heap is then rebuilt.
+    Setting and cancelling cost O(log n) on average.
     """
 
     __slots__ = ("_entries", "_heap", "_order")

@@ -288,6 +288,7 @@ class BundledConnections(Connections):
             and end.is_open
             and not other.on_the_way
             and not other.stalled
+            and (network.is_plain or self._is_plain(other))
             and process.answers(other.connection, ping)
         ):
             if not (end.on_the_way or end.is_writing or other.is_writing or end.stalled):
@@ -310,6 +311,10 @@ class BundledConnections(Connections):
         for flight in self._flights:
             if end in flight.ends and end not in flight.noted:
                 self._note_departure(end, flight)
+
+    def measure(self, end: NodeEnd) -> None:
+        self._disturb(end)
+        super().measure(end)
 
     def reset(self, end: NodeEnd) -> None:
         self._disturb(end)
@@ -350,13 +355,14 @@ class BundledConnections(Connections):
             elif len(payload) != 1 or not self._is_echoed(end, payload[0].message):
                 process.receive(other.connection, payload)
 
-    @staticmethod
-    def _is_echoed(end: NodeEnd, message: WireMessage) -> bool:
+    def _is_echoed(self, end: NodeEnd, message: WireMessage) -> bool:
         """Bring the answer to a ping back with the event that brought the ping, if that is all."""
         if type(message) is not Ping or not end.is_open:
             return False
         other, asker = end.other, end.process
         if other.on_the_way or other.stalled or asker.is_paused or not asker.is_running:
+            return False
+        if not (self._world.network.is_plain or self._is_plain(other)):
             return False
         if not other.process.answers(other.connection, message):
             return False

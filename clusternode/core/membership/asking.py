@@ -247,7 +247,8 @@ class Asking:
         return self.ways.any_one(node_id, self._context.rng)
 
     def _may_call(self, node_id: NodeId, now: Instant) -> bool:
-        called, interval = self._called, self._context.settings.health.ping_interval
+        called = self._called
+        interval = max(self._context.settings.health.ping_interval, CALL_INTERVAL)
         while called and (first := next(iter(called.items())))[1] + interval <= now:
             del called[first[0]]
         if node_id in called or (called and now < next(reversed(called.values())) + CALL_INTERVAL):

@@ -174,7 +174,7 @@ class Ways:
                 yield (relay,)
         over_known = ((*way, relay) for relay, way in known.items())
         for way in itertools.islice(itertools.chain(over_known, hints.pairs()), PAIRS_MAX):
-            is_active = all(rows[relay].health is Health.ACTIVE for relay in way)
+            is_active = all(map(self._members.is_active, way))  # the first may be a stranger
             if is_active and target not in way and len(way) <= RELAYS_MAX:
                 yield way
 

@@ -341,6 +341,18 @@ def test_a_ping_over_others_makes_us_look_at_our_own_link():
     assert len(node.sent("n9", Ping)) == 1
 
 
+def test_a_relay_that_nobody_has_told_us_of_is_asked_for_nobody():
+    node = Crossing()
+    node.receive("n1", Records([record_of("n2")]))
+    node.receive("n1", routed("n2", "n5", "n7", "n1", incarnations=(1, 100)))  # a stranger
+
+    node.lose("n9")
+    node.lone.pass_time(5.0)
+
+    assert {("n1",), ("n3",)} <= set(node.asked_over("n9"))
+    assert all("n7" not in over for over in node.asked_over("n9"))
+
+
 def test_with_rerouting_off_nobody_is_asked_and_nothing_passed_on():
     node = Crossing(enable_rerouting=False)
     node.receive("n1", routed("n1", "n9", "n5"))

@@ -45,7 +45,7 @@ def test_a_ping_is_two_frames_and_four_inputs_in_a_cluster_of_any_size(number):
     frames, inputs = counts_per_ping(number)
 
     assert frames == pytest.approx(FRAMES_PER_PING, rel=0.15)
-    assert inputs == pytest.approx(INPUTS_PER_PING, rel=0.15)
+    assert 3.0 <= inputs <= INPUTS_PER_PING * 1.15  # fewer where more pings share a wake-up
 
 
 @pytest.mark.parametrize(("pings_so_far", "size"), [(10, 23), (1000, 25), (1_000_000, 27)])

@@ -180,16 +180,31 @@ class Members:
         if silent_since > row.silent_since:
             self._heard_of(row, silent_since)
         known = row.record
-        if (record.incarnation, record.version) <= (known.incarnation, known.version):
+        if (record.incarnation, record.version) > (known.incarnation, known.version):
+            return self._replace(row, record, now)
+        if record.left and source == record.node_id and record.key == known.key:
+            return self._left_again(row, now)
+        return _IGNORED
+
+    def _left_again(self, row: Row, now: Instant) -> Merged:
+        """Believe a farewell again that its owner repeats on a connection that brought it back.
+
+        Such a connection has crossed the farewell on another one, and its node is about to go.
+        """
+        if row.health is _LEFT or row.health is _REMOVED:
             return _IGNORED
-        return self._replace(row, record, now)
+        self.set_health(row, apply_left(row.health), "it said so", now)
+        return Merged.LEFT
 
     def believe_farewell(self, row: Row, now: Instant) -> bool:
-        """Tell whether a member that does not answer has left, as others have said.
+        """Tell whether a member that does not answer has left, as others have said, or itself.
 
         They are believed unless it has answered since: our connection to it may be broken, and it
-        may have said so to them only (semantics, section 3).
+        may have said so to them only (semantics, section 3). It said so itself, and was brought
+        back by a connection that has then brought nothing: it has left again.
         """
+        if row.record.left and not row.is_confirmed:
+            return self._left_again(row, now) is Merged.LEFT
         if row.farewell is None:
             return False
         (said_at, record), row.farewell = row.farewell, None

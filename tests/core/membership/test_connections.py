@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clusternode.core.effects import Disconnect, Settle, Write
-from clusternode.core.events import DuplicateId, PeerMisbehaved
+from clusternode.core.events import DuplicateId, NodeStateChanged, PeerMisbehaved
 from clusternode.core.inputs import (
     Disconnected,
     FramesReceived,
@@ -566,6 +566,50 @@ def test_a_member_that_left_is_forgotten_with_the_last_of_its_connections():
     lone.feed(Disconnected(waiting))
     lone.pass_time(60.0)
     assert not lone.dials
+
+
+def test_a_farewell_that_is_said_again_on_a_connection_that_crossed_it_is_believed_again():
+    lone = Lone()
+    first = lone.open("n1")
+    crossing = lone.connect("n1")
+    farewell = Records([record_of("n1", 1, 2, left=True)])
+    lone.receive(first, farewell)
+    lone.feed(Disconnected(first))
+    events = len(lone.events_of(NodeStateChanged))
+    lone.receive(crossing, Resume(0, 1), farewell)
+    lone.answer_ping(crossing)
+
+    assert lone.status("n1") == "left"
+    assert len(lone.events_of(NodeStateChanged)) == events
+
+
+def test_who_is_back_after_its_farewell_and_does_not_answer_has_left_and_not_failed():
+    lone = Lone()
+    first = lone.open("n1")
+    crossing = lone.connect("n1")
+    lone.receive(first, Records([record_of("n1", 1, 2, left=True)]))
+    lone.feed(Disconnected(first))
+    lone.receive(crossing, Resume(0, 1))
+    assert lone.status("n1") == "not_active"
+    lone.feed(Disconnected(crossing))
+    lone.refuse(address_of("n1"))
+
+    assert lone.status("n1") == "left"
+
+
+def test_who_answers_after_its_farewell_is_back_and_can_fail():
+    lone = Lone()
+    first = lone.open("n1")
+    lone.receive(first, Records([record_of("n1", 1, 2, left=True)]))
+    lone.feed(Disconnected(first))
+    again = lone.connect("n1")
+    lone.receive(again, Resume(0, 1))
+    lone.answer_ping(again)
+    assert lone.status("n1") == "active"
+    lone.feed(Disconnected(again))
+    lone.refuse(address_of("n1"))
+
+    assert lone.status("n1") == "not_active"
 
 
 def test_data_that_breaks_the_protocol_ends_the_connection():

@@ -18,9 +18,9 @@ import attrs
 
 from clusternode.core.types import ConnectionId, Instant
 from clusternode.core.wire.messages import Frame, Ping, Pong, WireMessage
-from clusternode.simulation.connections import LOUD, WRITE_SIZE_BYTES, Connections, NodeEnd
+from clusternode.simulation.connections import WRITE_SIZE_BYTES, Connections, NodeEnd
 from clusternode.simulation.fidelity import Wire
-from clusternode.simulation.surroundings import NodeView, WorldView
+from clusternode.simulation.surroundings import NodeView, ProcessView, WorldView
 from clusternode.simulation.tcp import Dial, Item, ItemKind
 
 TICKS_PER_SECOND = 1024
@@ -113,7 +113,7 @@ class BundledConnections(Connections):
 
     def _want_turn(self, end: NodeEnd) -> None:
         if not end.is_writing:
-            if end.quiet != LOUD or end.other.quiet != LOUD:
+            if end.is_quiet or end.other.is_quiet:
                 self._disturb(end)
             end.is_writing = True
             if not self._turns:
@@ -158,7 +158,7 @@ class BundledConnections(Connections):
 
     def _join(self, end: NodeEnd, item: Item) -> None:
         """Send something with all else that arrives at its tick."""
-        if end.quiet != LOUD or end.other.quiet != LOUD:
+        if end.is_quiet or end.other.is_quiet:
             self._disturb(end)
         if self._written_at != self._world.now:
             self._begin_bundle()
@@ -199,15 +199,13 @@ class BundledConnections(Connections):
         """Write a ping on many connections: it arrives as one, where nothing is wrong with any."""
         if self._written_at != self._world.now:
             self._begin_bundle()
-        network = self._world.network
-        arrives_at, changes = self._arrives_at, network.changes
-        ends = process.ends
+        arrives_at, ends = self._arrives_at, process.ends
         flight = Flight(process, frame, (_DATA, [frame], frame.size_bytes), arrives_at)
         flight.ends = [
             end
             for connection in connections
             if (end := ends.get(connection)) is not None
-            and (end.quiet == changes or self._departs(end, flight))
+            and (end.is_quiet or self._departs(end, flight))
         ]
         self._world.counts.messages += len(flight.ends)
         self._flights.append(flight)
@@ -233,7 +231,7 @@ class BundledConnections(Connections):
     @staticmethod
     def _note_departure(end: NodeEnd, flight: Flight) -> None:
         """Note at an end that a ping is on its way from it: it is quiet no more."""
-        end.quiet = LOUD
+        end.is_quiet = False
         end.written_bytes += flight.item[2]
         end.last_arrival = max(end.last_arrival, flight.arrives_at)
         end.on_the_way.append(flight.item)
@@ -242,14 +240,14 @@ class BundledConnections(Connections):
     def _pings_arrive(self, flight: Flight) -> None:
         """Bring a ping to many nodes, and the pongs of those back that have nothing else to say."""
         self._flights.remove(flight)
-        asker, changes = flight.asker, self._world.network.changes
+        asker = flight.asker
         ping = flight.ping.message
         assert isinstance(ping, Ping)
         digest = ping.digest
         is_there = asker.is_running and not asker.is_paused
         answered: list[ConnectionId] = []
         for end in flight.ends:
-            if end.quiet == changes and is_there:
+            if end.is_quiet and is_there:
                 peer = end.peer
                 if peer.members.digest == digest and not peer.keepalive.opened:
                     answered.append(end.connection)
@@ -267,7 +265,7 @@ class BundledConnections(Connections):
         if end not in flight.noted:
             self._note_departure(end, flight)
         generation = flight.noted[end]
-        if other.quiet != LOUD:
+        if other.is_quiet:
             self._note_flights(other)
         if (
             generation != end.generation
@@ -292,7 +290,7 @@ class BundledConnections(Connections):
             and process.answers(other.connection, ping)
         ):
             if not (end.on_the_way or end.is_writing or other.is_writing or end.stalled):
-                end.quiet, end.peer = network.changes, process.echoes
+                end.is_quiet, end.peer = True, process.echoes
             return True
         process.receive(other.connection, flight.item[1])
         return False
@@ -302,8 +300,8 @@ class BundledConnections(Connections):
     def _disturb(self, end: NodeEnd) -> None:
         """Look again from now on, at both ends, before something happens to a connection."""
         for side in (end, end.other):
-            if side.quiet != LOUD:
-                side.quiet = LOUD
+            if side.is_quiet:
+                side.is_quiet = False
                 self._note_flights(side)
 
     def _note_flights(self, end: NodeEnd) -> None:
@@ -311,6 +309,17 @@ class BundledConnections(Connections):
         for flight in self._flights:
             if end in flight.ends and end not in flight.noted:
                 self._note_departure(end, flight)
+
+    def stopped(self, process: ProcessView) -> None:
+        for end in process.ends.values():
+            self._disturb(end)
+
+    def links_changed(self, processes: Sequence[ProcessView]) -> None:
+        if not self._world.network.is_plain:  # else a good link has only got better
+            for process in processes:
+                for end in process.ends.values():
+                    if end.is_quiet and not (self._is_plain(end) and self._is_plain(end.other)):
+                        self._disturb(end)
 
     def measure(self, end: NodeEnd) -> None:
         self._disturb(end)

@@ -35,21 +35,17 @@ WRITE_SIZE_BYTES = 256 * 1024
 """How much one write takes: what the agent's writer asks for."""
 
 
-LOUD = -1
-"""A connection that is not known to be quiet."""
-
-
 class NodeEnd(End):
     """The end of a node."""
 
-    __slots__ = ("peer", "quiet")
+    __slots__ = ("is_quiet", "peer")
     process: NodeView
     peer: Echoes
     """What answers at the other end, once it was found quiet."""
 
     def __init__(self, process: ProcessView, dialed: Address | None) -> None:
         super().__init__(process, dialed)
-        self.quiet = LOUD  # or what `Network.changes` was when it was found quiet: see bundles.py
+        self.is_quiet = False  # see bundles.py
 
 
 DISORDER: Seconds = 0.01

@@ -68,12 +68,9 @@ class Network:
         self._is_good = not quality.loss and quality.bandwidth is None
         self.is_plain = self._is_good
         """Whether nothing is wrong with any link."""
-        self.changes = 0
-        """How often anything was changed about any link, or who is at its ends stopped."""
 
     def _look(self) -> None:
         """Take note of whether anything is wrong with any link."""
-        self.changes += 1
         self.is_plain = self._is_good and not (self._blocked or self._special or self._uplinks)
 
     def is_plain_between(self, source: str, target: str) -> bool:

@@ -12,7 +12,7 @@ Both worlds stand on it: `connections.py` puts the messages of nodes of the core
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Self, TypeVar
 
 import attrs
@@ -364,6 +364,12 @@ class Tcp(Generic[E]):
         end.process.ends.pop(end.connection, None)
 
     # After a fault.
+
+    def stopped(self, process: ProcessView) -> None:
+        """Take note that a process was stopped."""
+
+    def links_changed(self, processes: Sequence[ProcessView]) -> None:
+        """Take note that some links are not what they were, given all processes."""
 
     def release_passable(self) -> None:
         """Let TCP try again, at its next retransmission, what can pass now."""

@@ -203,7 +203,7 @@ class World(EventQueue):
         process = self.hosts[node_id].process
         if process is not None and not process.is_paused:
             process.is_paused = True
-            self.network.changes += 1
+            self.connections.stopped(process)
             self._machines.paused_at[node_id] = self.now
             self._machines.begin_disturbance(f"pause {node_id}", [node_id], [])
 
@@ -228,6 +228,7 @@ class World(EventQueue):
     def block(self, sources: Sequence[NodeId], targets: Sequence[NodeId]) -> None:
         """Let nothing through from `sources` to `targets`, one way."""
         self.network.block([self.hosts[n].ip for n in sources], [self.hosts[n].ip for n in targets])
+        self.connections.links_changed(self.processes())
         name = f"block {','.join(sources)} {','.join(targets)}"
         self._machines.begin_disturbance(name, sources, targets)
 
@@ -238,6 +239,7 @@ class World(EventQueue):
         else:
             ips = [(self.hosts[one].ip, self.hosts[two].ip) for one, two in pairs]
             self.network.heal([*ips, *((two, one) for one, two in ips)])
+        self.connections.links_changed(self.processes())
         self._machines.end_disturbances_of_mended_links()
         self.connections.release_passable()
 
@@ -247,6 +249,7 @@ class World(EventQueue):
         """Change how good the links between two groups are, both ways."""
         pairs = [(self.hosts[a].ip, self.hosts[b].ip) for a in one for b in other]
         self.network.set_quality([*pairs, *((b, a) for a, b in pairs)], quality)
+        self.connections.links_changed(self.processes())
         kind = "narrow" if quality.is_only_narrow else "link"
         name = f"{kind} {','.join(one)} {','.join(other)}"
         if quality.is_poor:
@@ -268,6 +271,7 @@ class World(EventQueue):
                 self._machines.end_disturbance(f"uplink {node_id}")
             else:
                 self._machines.begin_disturbance(f"uplink {node_id}", [node_id], [])
+        self.connections.links_changed(self.processes())
 
     def reset(self, pairs: Iterable[tuple[NodeId, NodeId]]) -> None:
         """Break every connection between these pairs; what is on the way is lost."""

@@ -16,7 +16,6 @@ from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.messages import Ping
 from clusternode.recording.trace import Recorder, replay
 from clusternode.simulation.bundles import BundledConnections
-from clusternode.simulation.connections import LOUD
 from clusternode.simulation.fidelity import wire_of
 from clusternode.simulation.model import ModelWorld
 from clusternode.simulation.process import Process
@@ -199,7 +198,7 @@ class Wary(BundledConnections):
 
     def _is_answered(self, end, flight, *, is_there):
         is_answered = super()._is_answered(end, flight, is_there=is_there)
-        end.quiet = LOUD
+        end.is_quiet = False
         return is_answered
 
 

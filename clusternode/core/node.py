@@ -48,7 +48,6 @@ from clusternode.core.messaging.messaging import Messaging
 from clusternode.core.overview import glance, overview
 from clusternode.core.settings import NodeSettings
 from clusternode.core.snapshots import NodeGlance, NodeSnapshot
-from clusternode.core.timers import TimerKey
 from clusternode.core.tunnels import Tunnels
 from clusternode.core.types import ConnectionId, Incarnation, Instant, NodeId
 from clusternode.core.wire.messages import (
@@ -452,7 +451,7 @@ class Node:
             "turn": lambda key, now: membership.discovery.next_turn(now),
             "exchange": lambda key, now: membership.exchange.due(now),
             "refresh": lambda key, now: membership.discovery.notification.refresh(key[1], now),
-            "link": self._link_timed_out,
+            "patience": lambda key, now: self._links_overdue(now),
             "ack": lambda key, now: self._ack_due(key[1]),
             "expire": lambda key, now: messaging.deliveries.expire(key[1], now),
             "wait": lambda key, now: messaging.deliveries.admit_waiting(key[1], now),
@@ -468,10 +467,10 @@ class Node:
         for node_id in self._membership.keepalive.overdue(now):
             self._membership.ping_timed_out(node_id, now)
 
-    def _link_timed_out(self, key: TimerKey, now: Instant) -> None:
-        link = self._links.get(key[1])
-        if link is not None:
-            self._membership.opening.timed_out(link, now)
+    def _links_overdue(self, now: Instant) -> None:
+        for link in self._links.overdue(now):
+            if not link.is_over:
+                self._membership.opening.timed_out(link, now)
 
     def _ack_due(self, node_id: NodeId) -> None:
         link = self._links.open_to(node_id)

@@ -157,7 +157,7 @@ class Lone:
         return self.feed(FramesReceived(connection, list(messages)))
 
     def open(self, node_id: str, incarnation: int = 1, **hello: Any) -> ConnectionId:
-        """Connect a node, open its connection, give its record and answer the first ping."""
+        """Connect a node, open its connection, give its record and prove that it lives."""
         connection = self.connect(node_id, incarnation, **hello)
         self.receive(connection, Resume(0, 1))
         self.receive(connection, Records([record_of(node_id, incarnation)]))
@@ -169,9 +169,10 @@ class Lone:
         return self.feed(DialFailed(address, DialFailure.REFUSED, "nobody"))
 
     def answer_ping(self, connection: ConnectionId) -> None:
-        ping = self.of_type(Ping, connection)[-1]
+        """Answer the last ping; or ping, as the larger id of two does that have just met."""
+        pings = self.of_type(Ping, connection)
         digest = self.node.snapshot(self.now).digest
-        self.receive(connection, Pong(ping.number, digest))
+        self.receive(connection, Pong(pings[-1].number, digest) if pings else Ping(1, digest))
 
     def pass_time(self, seconds: float, *, answers: tuple[ConnectionId, ...] = ()) -> None:
         """Let time pass; the peers behind `answers` answer every ping at once."""

@@ -32,7 +32,7 @@ from clusternode.core.inputs import (
 from clusternode.core.membership.digest import digest_of_record
 from clusternode.core.membership.discovery import ADDRESSES_OF_NODE_MAX
 from clusternode.core.membership.health import Health
-from clusternode.core.membership.links import Phase
+from clusternode.core.membership.links import PATIENCE, Phase
 from clusternode.core.membership.targets import TargetState
 from clusternode.core.node import _POSITIONED, Node
 from clusternode.core.settings import DiscoverySettings, HealthSettings
@@ -197,7 +197,6 @@ def check_members(node: Node) -> None:
 
 def check_links(node: Node) -> None:
     links = node._links
-    timers = node._context.timers
     for link in links.every():
         assert links.get(link.connection) is link
         assert link in links.of(link.node_id)
@@ -205,7 +204,7 @@ def check_links(node: Node) -> None:
         row = node._membership.members.rows.get(link.node_id)
         has_left = row is not None and row.health is Health.LEFT  # it has its time to hang up
         if not has_left:
-            assert (("link", link.connection) in timers) == (link.phase is not Phase.OPEN)
+            assert (link.connection in links._patience) == (link.phase is not Phase.OPEN)
         if link.phase is Phase.PROVING or link.held_resume is not None:
             assert links.is_open_to(link.node_id)
         if link.phase in (Phase.OPEN, Phase.RESUMING):
@@ -214,6 +213,12 @@ def check_links(node: Node) -> None:
         if link.control or link.relayed:
             assert link.is_routed or link.is_announced or link.is_writing
     assert sum(len(links.of(one)) for one in links._by_node) == len(links.every())
+    assert links._patience.keys() <= links.by_connection.keys()
+    assert list(links._patience.values()) == sorted(links._patience.values())
+    if links._patience:
+        soonest = node._context.timers.deadline_of(PATIENCE)
+        assert soonest is not None
+        assert soonest <= min(links._patience.values())
 
 
 def check_targets(node: Node) -> None:
@@ -330,7 +335,7 @@ def test_what_was_taken_is_acknowledged_a_moment_later():
 
 def test_an_acknowledgement_is_not_written_to_a_connection_given_up_at_the_same_wake_up():
     lone = Lone()
-    connection = lone.connect("n9")
+    connection = lone.connect("n1")
     lone.receive(connection, Resume(0, 1))  # extends its ping, once, to 4 s
     lone.pass_time(3.99)
     lone.receive(connection, Message(CHANNEL, "text/plain", b"x", 1))

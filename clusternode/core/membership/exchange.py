@@ -19,7 +19,7 @@ from clusternode.core.wire.messages import List, Record, Records, Want
 
 EXCHANGE_INTERVAL: Seconds = 1.0
 """Between two digest exchanges that one node begins, at least, and between two with one peer."""
-ENTRIES_PER_SECOND = 200
+ENTRIES_PER_SECOND = 100
 """A node with a larger table begins exchanges less often: while a large cluster forms, tables
 differ everywhere and nearly all of what such a list says is on its way already."""
 # Names of their own: to look a member of an enumeration up costs as much as a call.

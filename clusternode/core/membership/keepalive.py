@@ -147,12 +147,17 @@ class Keepalive:
         """Open a ping unless one is; tells whether the member must be dialled for it."""
         if node_id in self.opened:
             return not self._links.is_open_to(node_id)
+        self._put_off_round(node_id, now)
+        return bool(self._ask_one(node_id, position_mark, now))
+
+    def _put_off_round(self, node_id: NodeId, now: Instant) -> None:
+        """Let what is asked or proved out of turn take the place of the next ping.
+
+        A peer that has just gone gets a whole interval to come back before its next failure.
+        """
         if node_id in self._rounds.slot_of:
-            # A ping out of turn takes the place of the next one: a peer that has just gone
-            # gets a whole interval to come back before its next failure.
             interval = self._context.settings.health.ping_interval
             self._rounds.set(node_id, now + self._context.jittered(interval))
-        return bool(self._ask_one(node_id, position_mark, now))
 
     def _ask(
         self, node_ids: Sequence[NodeId], position_marks: Sequence[int], now: Instant
@@ -243,6 +248,15 @@ class Keepalive:
             link.round_trip = now - ping.sent_at
         self._proved(node_id, now)
         return True
+
+    def met(self, link: Link, now: Instant) -> None:
+        """Take the first ping of a peer on our first connection with it, which has just opened.
+
+        It has our Resume, or it would not ping: that proves as much as a pong.
+        """
+        link.round_trip = now - link.connected_at
+        self._put_off_round(link.node_id, now)
+        self._proved(link.node_id, now)
 
     def answered_by(self, links: Sequence[Link], number: int, now: Instant) -> list[Link]:
         """Take the same pong from many; returns those for whom `answered` has to decide."""

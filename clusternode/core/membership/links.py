@@ -33,6 +33,9 @@ RELAYED_CONTROL_BYTES_MAX = 256 * KIB
 WAITING_LINKS_MAX = 4
 """Connections of one peer that may wait for a decision: two dials each way, crossing."""
 
+PATIENCE: Final = ("patience",)
+"""The key of the timer of connections that are to open."""
+
 
 class Phase(enum.Enum):
     """How far a connection has come."""
@@ -162,6 +165,7 @@ class Links:
         self._open: dict[NodeId, Link] = {}
         self._by_node: dict[NodeId, tuple[Link, ...]] = {}  # node → its connections, oldest first
         self._asked: tuple[list[ConnectionId], list[Link]] = ([], [])  # by the last `WriteEach`
+        self._patience: dict[ConnectionId, Instant] = {}  # until when, of those that are to open
 
     def __iter__(self) -> Iterator[Link]:
         return iter(self._open.values())
@@ -228,8 +232,26 @@ class Links:
 
     def give_time(self, link: Link, now: Instant) -> None:
         """Give a connection that is not open its full time from now on."""
-        timeout = self._context.settings.discovery.handshake_timeout
-        self._context.timers.set(("link", link.connection), now + timeout)
+        until = now + self._context.settings.discovery.handshake_timeout
+        self._patience.pop(link.connection, None)
+        self._patience[link.connection] = until  # and so the last of all
+        if PATIENCE not in self._context.timers:
+            self._context.timers.set(PATIENCE, until)
+
+    def overdue(self, now: Instant) -> list[Link]:
+        """Return the connections whose time is over, and set the timer for the next ones.
+
+        Nearly all of them have opened meanwhile, and cost no timer each.
+        """
+        overdue: list[Link] = []
+        for connection, until in self._patience.items():
+            if until > now:
+                self._context.timers.set(PATIENCE, until)
+                break
+            overdue.append(self.by_connection[connection])
+        for link in overdue:
+            del self._patience[link.connection]
+        return overdue
 
     def stays(self, link: Link, rival: Link) -> bool:
         """Tell whether a connection is kept, and not its rival; both ends decide alike.
@@ -251,7 +273,7 @@ class Links:
 
     def opened(self, link: Link) -> None:
         """Make a connection the open one of its node; the caller has closed any other."""
-        self._context.timers.cancel(("link", link.connection))
+        self._patience.pop(link.connection, None)
         link.phase = _OPEN
         self._open[link.node_id] = link
 
@@ -274,7 +296,7 @@ class Links:
         links = self._by_node.pop(link.node_id)
         if len(links) > 1:
             self._by_node[link.node_id] = tuple(one for one in links if one is not link)
-        self._context.timers.cancel(("link", link.connection))
+        self._patience.pop(link.connection, None)
         if self._open.get(link.node_id) is link:
             del self._open[link.node_id]
 

@@ -75,9 +75,24 @@ class Membership:
         self.rerouting.link_opened(link, now)
         self.exchange.introduce(link)
         self.keepalive.watch(node_id, now)
-        self.keepalive.ping_again(node_id, self._streams.position_mark(node_id), now)
+        if not self._will_be_met(link):
+            self.keepalive.ping_again(node_id, self._streams.position_mark(node_id), now)
         self._context.count("links_opened")
         self.memory.changed(now)
+
+    def _will_be_met(self, link: Link) -> bool:
+        """Tell whether the first ping of a peer says all that our own one would.
+
+        Who decided for the connection is answered by the peer's Resume, and the larger id pings
+        as soon as it has said that: on the first connection of all, one ping is enough for both.
+        """
+        node_id = link.node_id
+        return (
+            self._context.settings.node_id < node_id
+            and self.members.rows[node_id].heard_at is None
+            and not link.is_routed
+            and not self.keepalive.is_open(node_id)
+        )
 
     # --- connections that end -------------------------------------------------------------------
 
@@ -220,9 +235,8 @@ class Membership:
         Args:
             node_id: The member.
             now: The present.
-            is_dialed: Whether a dial has just begun, or is deferred to the connection that the peer
-                prefers. In a large cluster that one comes first: where hundreds lose a link to one,
-                or one to hundreds, it mostly says enough.
+            is_dialed: Whether a dial has just begun. In a large cluster that one comes first: where
+                hundreds lose a link to one, or one to hundreds, it mostly says enough.
         """
         row = self.members.rows.get(node_id)
         if row is not None and row.health not in (_LEFT, _REMOVED):
@@ -311,7 +325,11 @@ class Membership:
     def ping_untrusted(self, link: Link, ping: Ping, now: Instant) -> None:
         digest = self.members.digest
         self.links.send(link, Pong(ping.number, digest))
-        if ping.digest != digest and link.is_settled:
+        if not link.is_settled:
+            if self._will_be_met(link):
+                link.is_settled = True
+                self.keepalive.met(link, now)
+        elif ping.digest != digest:
             self.exchange.digest_untrusted(link, ping.digest, now)
 
     def pong_untrusted(self, link: Link, pong: Pong, now: Instant) -> bool:

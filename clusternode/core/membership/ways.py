@@ -74,6 +74,7 @@ class Ways:
     def __init__(self, members: Members) -> None:
         self._members = members
         self._relays: list[tuple[int, NodeId]] = []  # (priority, id) of those directly connected
+        self._newcomers: list[tuple[int, NodeId]] = []  # what is not among them yet
         self._priorities: dict[NodeId, int] = {}  # the same by id
         self._refused: dict[tuple[NodeId, NodeId], int] = {}  # (from, to) → when, in refusals
         self._refusals = 0
@@ -88,13 +89,22 @@ class Ways:
         if node_id in self._priorities:
             self.closed(node_id)
         self._priorities[node_id] = priority
-        bisect.insort(self._relays, (priority, node_id))
+        self._newcomers.append((priority, node_id))
 
     def closed(self, node_id: NodeId) -> None:
         """The direct connection to a node has ended."""
         priority = self._priorities.pop(node_id, None)
         if priority is not None:
-            del self._relays[bisect.bisect_left(self._relays, (priority, node_id))]
+            relays = self._in_order()
+            del relays[bisect.bisect_left(relays, (priority, node_id))]
+
+    def _in_order(self) -> list[tuple[int, NodeId]]:
+        """Return the direct neighbours, best first; put in order when somebody wants to know."""
+        if self._newcomers:
+            self._relays += self._newcomers
+            self._relays.sort()
+            self._newcomers = []
+        return self._relays
 
     def changed(self, node_id: NodeId) -> None:
         """The record of a node is a newer one; its priority may be another."""
@@ -125,11 +135,11 @@ class Ways:
 
     @property
     def relay_count(self) -> int:
-        return len(self._relays)
+        return len(self._priorities)
 
     def relays(self) -> list[NodeId]:
         """Return the direct neighbours, best first; of very many the first ones."""
-        return [relay for _, relay in self._relays[:LOOKED_AT_MAX]]
+        return [relay for _, relay in self._in_order()[:LOOKED_AT_MAX]]
 
     def candidates(
         self,
@@ -165,7 +175,7 @@ class Ways:
     def _all(
         self, target: NodeId, known: Mapping[NodeId, Way], turn: int, hints: Hints
     ) -> Iterator[Way]:
-        rows, relays = self._members.rows, self._relays
+        rows, relays = self._members.rows, self._in_order()
         if len(relays) > LOOKED_AT_MAX:
             start = turn * LOOKED_AT_MAX % len(relays)
             relays = (relays[start:] + relays[:start])[:LOOKED_AT_MAX]
@@ -197,9 +207,10 @@ class Ways:
 
     def one_in_turn(self, target: NodeId, turn: int) -> list[Way]:
         """Return the way over the relay whose turn it is, if that can be one."""
-        if not self._relays:
+        relays = self._in_order()
+        if not relays:
             return []
-        _, relay = self._relays[turn % len(self._relays)]
+        _, relay = relays[turn % len(relays)]
         return [(relay,)] if relay != target and self._members.is_active(relay) else []
 
     def any_one(self, target: NodeId, rng: random.Random) -> Way:
@@ -207,9 +218,10 @@ class Ways:
 
         Each time another one: what is asked seldom is spread over all.
         """
-        if not self._relays:
+        relays = self._in_order()
+        if not relays:
             return ()
-        _, relay = rng.choice(self._relays)
+        _, relay = rng.choice(relays)
         return () if relay == target else (relay,)
 
     def _is_doubtful(self, way: Way, target: NodeId) -> bool:

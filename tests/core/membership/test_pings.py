@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from clusternode.core.effects import LeaveFinished, Persist, Settle
-from clusternode.core.events import LoopLagged, NodeStateChanged, PeerLeft, StateNotWritten
+from clusternode.core.events import (
+    LoopLagged,
+    NodeStateChanged,
+    PeerLeft,
+    RecordChanged,
+    StateNotWritten,
+)
 from clusternode.core.inputs import (
     ChangeStatus,
     ChannelsChanged,
@@ -213,16 +219,74 @@ def test_a_member_at_the_address_where_another_now_lives_is_not_protected():
 
 def test_other_traffic_extends_an_open_ping_once_and_never_activates():
     lone = Lone(health=HealthSettings(ping_interval=5.0, ping_timeout=2.0))
-    connection = lone.connect("n9")
-    lone.receive(connection, Resume(0, 1), Records([record_of("n9")]))
+    connection = lone.connect("n1")
+    lone.receive(connection, Resume(0, 1), Records([record_of("n1")]))
     for _ in range(3):
         lone.pass_time(0.9)
         lone.receive(connection, Ping(1, 0))
-    assert lone.status("n9") == "not_active"
+    assert lone.status("n1") == "not_active"
     assert lone.count("pings_failed") == 0
 
     lone.pass_time(1.5)
     assert lone.count("pings_failed") == 1
+
+
+def test_the_first_ping_of_a_larger_id_is_enough_for_both_that_have_just_met():
+    lone = Lone(health=HealthSettings(ping_interval=5.0))
+    connection = lone.connect("n9")
+    lone.pass_time(0.25)
+    lone.receive(connection, Resume(0, 1), Records([record_of("n9", tags=(("role", "proxy"),))]))
+    assert lone.status("n9") == "not_active"
+
+    lone.receive(connection, Ping(7, 0))
+    assert lone.status("n9") == "active"
+    assert not lone.of_type(Ping, connection)
+    assert lone.of_type(Pong, connection)
+    assert not lone.of_type(List, connection)  # its digest is older than our record there
+    assert not lone.events_of(RecordChanged)  # its tags were known before it was told of
+    assert lone.node.snapshot(lone.now).members[-1].round_trip_s == pytest.approx(0.25)
+
+    lone.pass_time(0.8 * 5.0 * 31 / 32 - 0.01)
+    assert not lone.of_type(Ping, connection)
+    lone.pass_time(5.0 - 0.8 * 5.0 * 31 / 32 + 0.01)
+    assert lone.of_type(Ping, connection)
+
+
+def test_who_never_pings_is_asked_within_an_interval_and_fails_if_it_does_not_answer():
+    lone = Lone(health=HealthSettings(ping_interval=5.0, ping_timeout=2.0))
+    connection = lone.connect("n9")
+    lone.receive(connection, Resume(0, 1), Records([record_of("n9")]))
+    lone.pass_time(5.0)
+    assert lone.of_type(Ping, connection)
+
+    lone.pass_time(2.0)
+    assert lone.count("pings_failed") == 1
+    assert lone.status("n9") == "not_active"
+
+
+def test_who_has_ever_answered_is_asked_anew_on_each_connection():
+    lone = Lone()
+    first = lone.open("n9")
+    lone.feed(Disconnected(first))
+    second = lone.connect("n9")
+    lone.receive(second, Resume(0, 1), Ping(1, 0))
+
+    assert lone.of_type(Ping, second)
+    assert lone.node._membership.keepalive.is_open(NodeId("n9"))
+
+
+def test_a_ping_that_is_open_when_two_meet_is_answered_by_a_pong_only():
+    lone = Lone(health=HealthSettings(ping_interval=5.0, ping_timeout=2.0))
+    other = lone.open("n1")
+    lone.receive(other, Records([record_of("n9")]))
+    lone.pass_time(5.0, answers=(other,))
+    assert lone.node._membership.keepalive.is_open(NodeId("n9"))
+
+    connection = lone.connect("n9")
+    lone.receive(connection, Resume(0, 1), Ping(1, 0))
+    assert lone.status("n9") == "not_active"
+    lone.answer_ping(connection)
+    assert lone.status("n9") == "active"
 
 
 def test_traffic_of_a_newcomer_does_not_extend_the_ping_of_the_old_one():
@@ -487,7 +551,7 @@ def test_a_peer_whose_digest_is_ours_is_sent_no_list():
     digest = lone.node.snapshot(lone.now).digest
     lone.receive(connection, Ping(5, digest))
 
-    assert lone.of_type(Pong, connection) == [Pong(5, digest)]
+    assert lone.of_type(Pong, connection)[-1] == Pong(5, digest)
     assert not lone.of_type(List, connection)
 
 

@@ -161,7 +161,10 @@ class Rerouting:
         node_id = link.node_id
         self._asking.ways.closed(node_id)
         self._relaying.link_closed(node_id)
-        for other in list(self._over.pop(node_id, {})):
+        lost = self._over.pop(node_id, {})
+        for other in lost:  # all of them first: none is asked for over what is broken
+            self._leave(other, self._paths[other])
+        for other in lost:
             self._way_lost(other, now)
         path, number = self._paths.get(node_id), self._keepalive.number_of(node_id)
         if path is not None and path.number == number and path.answered:
@@ -416,6 +419,7 @@ class Rerouting:
         path.asked.pop(way, None)
         path.answered.pop(way, None)
         if path.way == way:
+            self._leave(node_id, path)
             self._way_lost(node_id, now)
             is_asked = True
         if is_asked and path.number == self._keepalive.number_of(node_id):
@@ -441,11 +445,10 @@ class Rerouting:
             self._keepalive.prolong(node_id, now + turn)
 
     def _way_lost(self, node_id: NodeId, now: Instant) -> None:
-        """A way is broken: ask over others, without waiting for the next ping."""
+        """A way that is broken was left: ask over others, without waiting for the next ping."""
         if self._members.rows[node_id].health in (Health.LEFT, Health.REMOVED):
             self.forget(node_id)  # it is not asked for: it would count as lost for ever
             return
-        self._leave(node_id, self._paths[node_id])
         self.doubt(node_id, now)
 
     def doubt(self, node_id: NodeId, now: Instant) -> None:

@@ -90,9 +90,9 @@ class Crossing:
             if (one.destination, one.type) == (name, Ping.TYPE)
         ]
 
-    def pong(self, name, over):
-        """Let the last ping over a relay come back from a node."""
-        ping = [one for one in self.asked(name) if one.relays[0] == over][-1]
+    def pong(self, name, over, *, which=-1):
+        """Let the last ping over a relay come back from a node, or another one."""
+        ping = [one for one in self.asked(name) if one.relays[0] == over][which]
         inner = decode_untrusted(ping.type, ping.payload)
         assert isinstance(inner, Ping)
         answer = Pong(inner.number, 0)
@@ -290,6 +290,22 @@ def test_a_way_that_is_refused_is_left_for_another():
 
     assert node.lone.node.snapshot(node.lone.now).members[-1].link == "via n3"
     assert node.lone.status("n9") == "active"
+
+
+def test_who_dies_with_its_relay_is_known_although_another_was_reached_over_that_one_too():
+    node = Crossing()
+    for name in ("n7", "n8"):
+        node.links[name] = node.lone.open(name)
+        node.lose(name)
+        node.pong(name, over="n9", which=0)
+    node.lose("n9")
+    for name in ("n7", "n8"):
+        node.refuse(name)
+        for over in ("n1", "n3"):
+            assert node.lone.status(name) == "active"
+            node.receive(over, no_route("n5", name, over, at=over))
+
+    assert [node.lone.status(name) for name in ("n7", "n8")] == ["not_active", "not_active"]
 
 
 def test_a_direct_connection_takes_the_place_of_a_way():

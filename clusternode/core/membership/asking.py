@@ -62,7 +62,7 @@ class Path:
     way: Way = ()
     """In use; empty while none is known."""
     found_at: Instant = 0.0
-    """Since when there is a way, be it another one now."""
+    """Since when there is a way, be it a better one now; anew where the one in use was lost."""
     number: int = -1
     """The ping that the rest is about; none has this number."""
     tried: dict[Way, None] = attrs.Factory(dict)

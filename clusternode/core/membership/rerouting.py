@@ -104,11 +104,11 @@ class Rerouting:
         self._look_at(now + (timeout if self._asking.is_large else 0.0))
 
     def _look_at(self, at: Instant) -> None:
-        """Publish then what is to be said, if that is not too soon after the last time."""
-        if ("down",) not in self._context.timers:
-            if self._published_at is not None:
-                interval = self._context.settings.health.ping_interval
-                at = max(at, self._published_at + interval)
+        """Publish then, or sooner, what is to be said, but not too soon after the last time."""
+        if self._published_at is not None:
+            at = max(at, self._published_at + self._context.settings.health.ping_interval)
+        due = self._context.timers.deadline_of(("down",))
+        if due is None or at < due:
             self._context.timers.set(("down",), at)
 
     @property

@@ -330,24 +330,50 @@ def test_a_member_without_a_link_is_named_in_the_record_once_an_interval():
     assert told.records[0].down == ("n9",)
 
 
+def live_on(node, seconds, *, until=lambda: False):
+    """Let time pass while all answer: over n1 who has no link. Returns how long `until` took."""
+    began_at, relays = node.lone.now, [name for name in node.links if name != "n1"]
+    while node.lone.now < began_at + seconds and not until():
+        node.forget()
+        node.lone.pass_time(0.1)
+        for name in ("n1", *relays):
+            if node.pings(name, over="n1"):
+                node.pong(name, over="n1")
+            elif node.sent(name, Ping):
+                node.lone.answer_ping(node.links[name])
+    return node.lone.now - began_at
+
+
+def names(node, *down):
+    """Return a function that tells whether n5 has just told n1 that these links are down."""
+    return lambda: any(told.records[0].down == down for told in node.sent("n1", Records))
+
+
+def lose_large(node, name):
+    """Lose a link of a large cluster, whose node answers over n1 then."""
+    node.lose(name)
+    node.refuse(name)
+    node.pong(name, over="n1")
+
+
 def test_in_a_large_cluster_a_link_is_named_when_both_could_have_dialled_again():
     node = large_cluster()
-    relays = tuple(link for name, link in node.links.items() if name not in ("n1", "n9"))
-    node.lose("n9")
-    node.refuse("n9")
-    node.pong("n9", over="n1")
-    lost_at, told_at = node.lone.now, None
-    while told_at is None:
-        node.forget()
-        node.lone.pass_time(0.1, answers=relays)
-        if node.sent("n1", Ping):
-            node.lone.answer_ping(node.links["n1"])
-        if node.pings("n9", over="n1"):
-            node.pong("n9", over="n1")
-        if any(told.records[0].down == ("n9",) for told in node.sent("n1", Records)):
-            told_at = node.lone.now
+    lose_large(node, "n9")
 
-    assert told_at - lost_at == pytest.approx(5.0 + 2.0, abs=0.2)  # redial_max, ping_timeout
+    took = live_on(node, 20.0, until=names(node, "n9"))
+    assert took == pytest.approx(5.0 + 2.0, abs=0.2)  # redial_max, ping_timeout
+
+
+def test_a_link_that_is_back_is_no_longer_named_although_another_is_to_be_named_later():
+    node = large_cluster()
+    lose_large(node, "n9")
+    live_on(node, 20.0, until=names(node, "n9"))
+    live_on(node, 3.0)
+    lose_large(node, "n3")
+    live_on(node, 2.5)  # more than an interval since n9 was named
+    node.links["n9"] = node.lone.open("n9")
+
+    assert live_on(node, 20.0, until=names(node)) == pytest.approx(2.0, abs=0.2)  # ping_timeout
 
 
 def test_a_ping_over_others_makes_us_look_at_our_own_link():

@@ -235,8 +235,9 @@ class Membership:
         Args:
             node_id: The member.
             now: The present.
-            is_dialed: Whether a dial has just begun. In a large cluster that one comes first: where
-                hundreds lose a link to one, or one to hundreds, it mostly says enough.
+            is_dialed: Whether a dial has just begun, or is deferred to the connection that the peer
+                prefers. In a large cluster that one comes first: where hundreds lose a link to one,
+                or one to hundreds, it mostly says enough.
         """
         row = self.members.rows.get(node_id)
         if row is not None and row.health not in (_LEFT, _REMOVED):

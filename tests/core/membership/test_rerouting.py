@@ -609,6 +609,16 @@ def test_in_a_large_cluster_a_lost_connection_is_dialled_before_others_are_asked
     assert node.asked_over("n9") == []
 
 
+def test_in_a_large_cluster_others_are_asked_only_where_what_replaces_a_link_does_not_come():
+    node = large_cluster()
+    node.receive("n9", Close(CloseReason.DUPLICATE_CONNECTION))
+    node.lose("n9")
+    assert node.asked_over("n9") == []
+
+    node.lone.pass_time(1.0)  # half of ping_timeout: it has not come
+    assert node.asked_over("n9") != []
+
+
 def test_in_a_large_cluster_others_are_asked_where_a_dial_says_nothing_for_half_of_the_time():
     node = large_cluster()
     node.lose("n9")

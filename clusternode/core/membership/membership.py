@@ -87,9 +87,11 @@ class Membership:
         as soon as it has said that: on the first connection of all, one ping is enough for both.
         """
         node_id = link.node_id
+        row = self.members.rows[node_id]
         return (
             self._context.settings.node_id < node_id
-            and self.members.rows[node_id].heard_at is None
+            and row.heard_at is None
+            and row.health is not _LEFT  # it may say so between its Resume and its ping
             and not link.is_routed
             and not self.keepalive.is_open(node_id)
         )

@@ -597,6 +597,16 @@ def test_who_is_back_after_its_farewell_and_does_not_answer_has_left_and_not_fai
     assert lone.status("n1") == "left"
 
 
+def test_who_pings_after_its_farewell_on_the_first_connection_has_left():
+    lone = Lone()
+    connection = lone.connect("n9")
+    farewell = Records([record_of("n9", 1, 2, left=True)])
+    lone.receive(connection, Resume(0, 1), farewell, Ping(1, 0))
+
+    assert lone.status("n9") == "left"
+    assert not lone.events_of(NodeStateChanged)
+
+
 def test_who_answers_after_its_farewell_is_back_and_can_fail():
     lone = Lone()
     first = lone.open("n1")

@@ -30,6 +30,8 @@ HANDSHAKE_WAYS = 3
 
 _DATA = ItemKind.DATA  # to look a member of an enumeration up costs as much as a call
 
+Company = tuple[Sequence[ConnectionId], list[NodeEnd]]
+"""Connections of one `WriteEach` on which all was well, and their ends: the next may have them."""
 Bundle = list[tuple[NodeEnd, Item, int]]  # who sent it, what, and in which generation
 
 
@@ -58,6 +60,7 @@ class BundledConnections(Connections):
         self._arrives_at: Instant = 0.0
         self._shaken_at: Instant = 0.0
         self._flights: list[Flight] = []
+        self._companies: dict[NodeView, dict[ConnectionId, Company]] = {}  # by the first of each
 
     # Dialling and the handshake.
 
@@ -199,14 +202,18 @@ class BundledConnections(Connections):
         """Write a ping on many connections: it arrives as one, where nothing is wrong with any."""
         if self._written_at != self._world.now:
             self._begin_bundle()
-        arrives_at, ends = self._arrives_at, process.ends
+        arrives_at = self._arrives_at
         flight = Flight(process, frame, (_DATA, [frame], frame.size_bytes), arrives_at)
+        companies = self._companies.setdefault(process, {})
+        known, ends = companies.get(connections[0], ((), []))
+        if known is not connections:
+            found = map(process.ends.get, connections)
+            ends = [end for end in found if end is not None]
         flight.ends = [
-            end
-            for connection in connections
-            if (end := ends.get(connection)) is not None
-            and (end.is_quiet or self._departs(end, flight))
+            end for end in ends if end.is_quiet or (end.is_open and self._departs(end, flight))
         ]
+        if known is not connections and len(flight.ends) == len(connections) and not flight.noted:
+            companies[connections[0]] = (connections, ends)
         self._world.counts.messages += len(flight.ends)
         self._flights.append(flight)
         self._world.at(arrives_at, self._pings_arrive, flight)

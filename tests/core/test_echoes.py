@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusternode.core.context import Context
 from clusternode.core.effects import Effect, WriteEach
 from clusternode.core.inputs import Disconnected, Publish
+from clusternode.core.membership.rounds import SLOTS_PER_INTERVAL, Rounds
 from clusternode.core.settings import HealthSettings
 from clusternode.core.types import ChannelName, ConnectionId, DeliveryId, NodeId
 from clusternode.core.wire.messages import Ping, Pong, Resume
@@ -116,23 +121,97 @@ def test_nobody_waits_longer_than_an_interval_nor_much_less_than_four_fifths(mem
     rounds = lone.node._membership.keepalive._rounds
     for number in range(members):
         rounds.set(NodeId(f"n{number}"), lone.now + INTERVAL * number / members)
-    began = dict(rounds.slot_of)
+    began = [rounds.slot_of(node_id) for node_id in rounds]
     width = rounds._width
 
-    for slot in sorted(set(began.values())):
+    for slot in sorted(set(began)):
         at = rounds._offset + slot * width
-        for node_id in rounds.take(slot, at):
-            wait = (rounds.slot_of[node_id] - slot) * width
+        for node_id in chain(*rounds.take(slot, at)):
+            wait = (rounds.slot_of(node_id) - slot) * width
             assert 0.8 * INTERVAL - width <= wait <= INTERVAL + 1e-6
 
 
 def test_members_that_were_asked_together_drift_apart():
     lone = Lone(health=HealthSettings(ping_interval=INTERVAL))
     rounds = lone.node._membership.keepalive._rounds
-    rounds._put([NodeId(f"n{number}") for number in range(640)], lone.now)
+    for number in range(640):
+        rounds.set(NodeId(f"n{number}"), lone.now)
     for _ in range(400):
         slot = min(rounds._slots)
         rounds.take(slot, rounds._offset + slot * rounds._width)
 
-    assert max(map(len, rounds._slots.values())) <= 80
-    assert len(rounds._slots) > 15
+    assert max(Counter(rounds.slot_of(node_id) for node_id in rounds).values()) <= 120
+    assert len(rounds._slots) > 10
+
+
+def test_a_group_stays_the_same_list_until_one_of_it_is_gone():
+    lone = Lone(health=HealthSettings(ping_interval=INTERVAL))
+    rounds = lone.node._membership.keepalive._rounds
+    for number in range(320):
+        rounds.set(NodeId(f"n{number}"), lone.now + INTERVAL * (number % 8) / 8)
+
+    def take() -> list[list[NodeId]]:
+        slot = min(rounds._slots)
+        return rounds.take(slot, rounds._offset + slot * rounds._width)
+
+    first = [node_ids for _ in range(8) for node_ids in take()]
+    again = [node_ids for _ in range(8) for node_ids in take()]
+    assert all(any(one is other for other in first) for one in again)
+
+    gone = again[0][0]
+    rounds.cancel(gone)
+    later = [node_ids for _ in range(32) for node_ids in take()]
+    assert gone not in list(chain(*later))
+    assert all(one is not again[0] for one in later)
+    assert again[0][1:] in later
+
+
+@given(
+    st.integers(0, 2**32),
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("set"), st.integers(0, 150), st.floats(0.0, INTERVAL)),
+            st.tuples(st.just("set many"), st.integers(0, 150), st.floats(0.0, INTERVAL)),
+            st.tuples(st.just("cancel"), st.integers(0, 150), st.just(0.0)),
+            st.tuples(st.just("take"), st.just(0), st.just(0.0)),
+        ),
+        max_size=60,
+    ),
+)
+def test_everyone_has_one_appointment_and_is_asked_when_its_time_has_come(seed, acts):
+    lone = Lone(health=HealthSettings(ping_interval=INTERVAL))
+    context = Context(lone.settings, random.Random(seed))
+    rounds, now = Rounds(context), lone.now
+    appointed: dict[NodeId, None] = {}
+    for act, number, delay in acts:
+        node_id = NodeId(f"n{number}")
+        if act == "set":
+            rounds.set(node_id, now + delay)
+            appointed[node_id] = None
+        elif act == "set many":
+            for other in range(number):
+                rounds.set(NodeId(f"n{other}"), now + delay)
+                appointed[NodeId(f"n{other}")] = None
+        elif act == "cancel":
+            rounds.cancel(node_id)
+            appointed.pop(node_id, None)
+        elif rounds._slots:
+            slot = min(rounds._slots)
+            now = max(now, rounds._offset + slot * rounds._width)
+            due = {one for one in rounds if rounds.slot_of(one) == slot}
+            context.timers.cancel(("round", slot))  # it has been taken out, as it was due
+            lists = rounds.take(slot, now)
+            assert Counter(chain(*lists)) == Counter(due)
+            assert all(rounds.slot_of(one) > slot for one in due)
+            fair = len(appointed) / SLOTS_PER_INTERVAL
+            assert fair <= 2 or all(len(one) <= max(16, 2 * fair) for one in lists)
+        assert set(rounds) == set(appointed)
+        assert {("round", slot) for slot in rounds._slots} == {
+            key for _, key in context.timers.deadlines()
+        }
+        in_slots = [
+            (number, one)
+            for number, slot in rounds._slots.items()
+            for one in chain(slot.singles, *(group.node_ids for group in slot.groups))
+        ]
+        assert sorted(in_slots) == sorted((rounds.slot_of(one), one) for one in rounds)

@@ -244,7 +244,7 @@ def check_timers(node: Node) -> None:
     timers = node._context.timers
     members = node._membership.members
     keepalive = node._membership.keepalive
-    for node_id in keepalive._rounds.slot_of:
+    for node_id in keepalive._rounds:
         assert members.rows[node_id].health not in (Health.LEFT, Health.REMOVED)
     assert {("round", slot) for slot in keepalive._rounds._slots} == {
         key for key in timers._entries if key[0] == "round"

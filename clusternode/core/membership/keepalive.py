@@ -89,7 +89,7 @@ class Keepalive:
 
     def watch(self, node_id: NodeId, now: Instant) -> None:
         """Ping a member from now on, for the first time within one interval."""
-        if node_id not in self._rounds.slot_of:
+        if node_id not in self._rounds:
             interval = self._context.settings.health.ping_interval
             self._rounds.set(node_id, now + interval * self._context.rng.random())
 
@@ -97,8 +97,8 @@ class Keepalive:
         self._rounds.cancel(node_id)
         self._forget(node_id)
 
-    def in_turn(self, slot: int, now: Instant) -> list[NodeId]:
-        """Return whose round begins now; the next one of each is fixed."""
+    def in_turn(self, slot: int, now: Instant) -> list[list[NodeId]]:
+        """Return whose round begins now, by who is asked together; the next one is fixed."""
         return self._rounds.take(slot, now)
 
     def put_off(
@@ -132,7 +132,7 @@ class Keepalive:
             Who must be dialled for that.
         """
         opened = self.opened
-        if opened:
+        if opened and not opened.keys().isdisjoint(node_ids):
             node_ids = [node_id for node_id in node_ids if node_id not in opened]
         if not node_ids:
             return []
@@ -155,7 +155,7 @@ class Keepalive:
 
         A peer that has just gone gets a whole interval to come back before its next failure.
         """
-        if node_id in self._rounds.slot_of:
+        if node_id in self._rounds:
             interval = self._context.settings.health.ping_interval
             self._rounds.set(node_id, now + self._context.jittered(interval))
 
@@ -260,20 +260,20 @@ class Keepalive:
 
     def answered_by(self, links: Sequence[Link], number: int, now: Instant) -> list[Link]:
         """Take the same pong from many; returns those for whom `answered` has to decide."""
-        opened, rows = self.opened, self._members.rows
+        opened = self.opened
         others: list[Link] = []
         usual: OpenPing | None = None  # the one that nearly all of them share
         round_trip = 0.0
         for link in links:
             node_id = link.node_id
             ping = opened.get(node_id)
-            row = rows[node_id]
+            row = link.row
             if ping is not usual or ping is None:
                 if ping is None or ping.number != number or ping.has_timer:
                     others.append(link)
                     continue
                 usual, round_trip = ping, now - ping.sent_at
-            if row.health is not _ACTIVE:
+            if row is None or row.health is not _ACTIVE:
                 others.append(link)
                 continue
             del opened[node_id]

@@ -15,6 +15,7 @@ import attrs
 from clusternode.core.context import Context
 from clusternode.core.effects import Disconnect, OutputReady, WriteEach
 from clusternode.core.inputs import Connected, Measured
+from clusternode.core.membership.members import Row
 from clusternode.core.types import Address, ConnectionId, Incarnation, Instant, NodeId, Seconds
 from clusternode.core.wire.codec import frame_of
 from clusternode.core.wire.limits import KIB, MIB
@@ -103,7 +104,7 @@ class Outlet:
 
 
 @attrs.define(eq=False)
-class Link(Outlet):
+class Meeting(Outlet):
     """One connection whose HELLOs are exchanged; with its outlet, as there may be thousands."""
 
     connection: ConnectionId
@@ -117,6 +118,19 @@ class Link(Outlet):
     """The peer's Resume, while an older connection still has to end or to prove itself."""
     close_reason: int | None = None
     """What the peer said in its Close."""
+
+    @property
+    def is_routed(self) -> bool:
+        """Tell whether this is a tunnel through others; the core itself gives those numbers."""
+        return self.connection < 0
+
+
+@attrs.define(eq=False)
+class Link(Meeting):
+    """A connection, and what is found out on it once it is open."""
+
+    row: Row | None = None
+    """That of its node in the list of members, which stays there as long as the connection does."""
     exchanged_at: Instant | None = None
     """When the last digest exchange began."""
     round_trip: Seconds | None = None
@@ -124,10 +138,22 @@ class Link(Outlet):
     is_settled: bool = False
     """Whether the peer has our record for certain, so that digests can be compared."""
 
+
+@attrs.define(eq=False)
+class Company:
+    """Connections that were idle when their nodes were asked together, to be asked so again."""
+
+    node_ids: Sequence[NodeId]
+    connections: list[ConnectionId]
+    links: list[Link]
+
     @property
-    def is_routed(self) -> bool:
-        """Tell whether this is a tunnel through others; the core itself gives those numbers."""
-        return self.connection < 0
+    def is_idle(self) -> bool:
+        """Tell whether nothing waits to be written on any of them now."""
+        for link in self.links:  # noqa: SIM110  # any() would cost as much again
+            if link.is_announced or link.is_writing:
+                return False
+        return True
 
 
 class StreamsOfLinks(Protocol):
@@ -165,6 +191,7 @@ class Links:
         self._open: dict[NodeId, Link] = {}
         self._by_node: dict[NodeId, tuple[Link, ...]] = {}  # node → its connections, oldest first
         self._asked: tuple[list[ConnectionId], list[Link]] = ([], [])  # by the last `WriteEach`
+        self._companies: dict[NodeId, Company] = {}  # by the first of its nodes
         self._patience: dict[ConnectionId, Instant] = {}  # until when, of those that are to open
 
     def __iter__(self) -> Iterator[Link]:
@@ -275,6 +302,7 @@ class Links:
         """Make a connection the open one of its node; the caller has closed any other."""
         self._patience.pop(link.connection, None)
         link.phase = _OPEN
+        self._companies.clear()
         self._open[link.node_id] = link
 
     def close(
@@ -292,6 +320,7 @@ class Links:
         """Forget a connection."""
         del self.by_connection[link.connection]
         self._asked = ([], [])
+        self._companies.clear()
         link.is_over = True
         links = self._by_node.pop(link.node_id)
         if len(links) > 1:
@@ -331,7 +360,17 @@ class Links:
         """Send one ping to many nodes; returns those without an open connection.
 
         Where nothing waits to be written it takes no turn of the writer.
+
+        Args:
+            node_ids: Who is asked. Where that is the same list as before, and all of them were
+                idle then, none is looked up.
+            frame: The ping.
         """
+        company = self._companies.get(node_ids[0])
+        if company is not None and company.node_ids is node_ids and company.is_idle:
+            self._asked = (company.connections, company.links)
+            self._context.effects.append(WriteEach(company.connections, frame))
+            return []
         opened = self._open
         idle: list[ConnectionId] = []
         links: list[Link] = []
@@ -349,6 +388,8 @@ class Links:
         if idle:
             self._asked = (idle, links)
             self._context.effects.append(WriteEach(idle, frame))
+            if len(idle) == len(node_ids):
+                self._companies[node_ids[0]] = Company(node_ids, idle, links)
         return unlinked
 
     def relay(self, link: Link, frame: Frame, *, is_urgent: bool) -> None:

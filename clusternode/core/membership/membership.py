@@ -66,7 +66,8 @@ class Membership:
         """Both Resumes of a connection are exchanged: it is the one in use."""
         self.links.opened(link)
         node_id, hello = link.node_id, link.hello
-        self.members.meet(node_id, hello.incarnation, hello.address, now).is_linked = True
+        link.row = row = self.members.meet(node_id, hello.incarnation, hello.address, now)
+        row.is_linked = True
         address = address_of_untrusted(hello.address)
         if address is not None:
             self.discovery.learn(address, node_id, now)
@@ -222,14 +223,14 @@ class Membership:
 
     def round_due(self, slot: int, now: Instant) -> None:
         """Ping the members whose turn it is, and dial those without a connection."""
-        node_ids = self.keepalive.in_turn(slot, now)
-        if self.discovery.has_line:
-            node_ids = self.keepalive.put_off(node_ids, self.discovery.is_queued, now)
-        for node_id in self.keepalive.begin(node_ids, self._streams.position_marks, now):
-            row = self.members.rows[node_id]
-            self._dial_member(row, now)
-            if row.has_answered or not self.discovery.is_untried(node_id):
-                self.rerouting.ask(node_id, now)  # else the first dial says more than any way
+        for node_ids in self.keepalive.in_turn(slot, now):
+            if self.discovery.has_line:
+                node_ids = self.keepalive.put_off(node_ids, self.discovery.is_queued, now)
+            for node_id in self.keepalive.begin(node_ids, self._streams.position_marks, now):
+                row = self.members.rows[node_id]
+                self._dial_member(row, now)
+                if row.has_answered or not self.discovery.is_untried(node_id):
+                    self.rerouting.ask(node_id, now)  # else the first dial says more than any way
 
     def verify(self, node_id: NodeId, now: Instant, *, is_dialed: bool = False) -> None:
         """Open a ping out of turn, unless one is open; over other ways if there is no link.

@@ -97,23 +97,26 @@ class Keepalive:
         self._rounds.cancel(node_id)
         self._forget(node_id)
 
-    def in_turn(self, slot: int, now: Instant) -> list[list[NodeId]]:
-        """Return whose round begins now, by who is asked together; the next one is fixed."""
-        return self._rounds.take(slot, now)
+    def in_turn(
+        self, slot: int, is_queued: Callable[[NodeId], bool] | None, now: Instant
+    ) -> list[list[NodeId]]:
+        """Return whose round begins now, by who is asked together; the next one is fixed.
 
-    def put_off(
-        self, node_ids: Sequence[NodeId], is_queued: Callable[[NodeId], bool], now: Instant
-    ) -> list[NodeId]:
-        """Let those wait a little whose first dial still waits in line; return the others."""
-        in_time: list[NodeId] = []
-        later = now + self._context.settings.health.ping_timeout
-        for node_id in node_ids:
-            row = self._members.rows[node_id]
-            if row.is_linked or row.has_answered or not is_queued(node_id):
-                in_time.append(node_id)
-            else:
-                self._rounds.set(node_id, later)
-        return in_time
+        Args:
+            slot: The slot whose time has come.
+            is_queued: Tells whose first dial still waits in line, if any does: those are let wait
+                a little.
+            now: The present.
+        """
+        if is_queued is not None:
+            rows = self._members.rows
+            late = [
+                node_id
+                for node_id in self._rounds.members_of(slot)
+                if not ((row := rows[node_id]).is_linked or row.has_answered) and is_queued(node_id)
+            ]
+            self._rounds.move(late, now + self._context.settings.health.ping_timeout)
+        return self._rounds.take(slot, now)
 
     def begin(
         self,

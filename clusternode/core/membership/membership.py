@@ -223,9 +223,8 @@ class Membership:
 
     def round_due(self, slot: int, now: Instant) -> None:
         """Ping the members whose turn it is, and dial those without a connection."""
-        for node_ids in self.keepalive.in_turn(slot, now):
-            if self.discovery.has_line:
-                node_ids = self.keepalive.put_off(node_ids, self.discovery.is_queued, now)
+        is_queued = self.discovery.is_queued if self.discovery.has_line else None
+        for node_ids in self.keepalive.in_turn(slot, is_queued, now):
             for node_id in self.keepalive.begin(node_ids, self._streams.position_marks, now):
                 row = self.members.rows[node_id]
                 self._dial_member(row, now)

@@ -15,8 +15,8 @@ from clusternode.core.wire.limits import ENTRIES_MAX
 
 PERSIST_DELAY: Seconds = 1.0
 """Changes of the member list within this time are written together."""
-PERSIST_DELAY_PER_MEMBER: Seconds = 0.01
-"""A long list is written less often: ten seconds for a thousand members."""
+PERSIST_DELAY_PER_MEMBER: Seconds = 0.02
+"""A long list is written less often: twenty seconds for a thousand members."""
 PERSIST = ("persist",)
 """The key of its timer."""
 

@@ -6,7 +6,7 @@ are pinged together, so that it wakes up some thirty times an interval however m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from math import ceil
 
@@ -74,6 +74,22 @@ class Rounds:
         self._slot(number).singles[node_id] = None
         self._place_of[node_id] = number
 
+    def members_of(self, number: int) -> list[NodeId]:
+        """Return the members of a slot, in order."""
+        slot = self._slots.get(number)
+        if slot is None:
+            return []
+        return list(chain(*(group.node_ids for group in slot.groups), slot.singles))
+
+    def move(self, node_ids: Sequence[NodeId], at: Instant) -> None:
+        """Ping those who have an appointment at `at` instead: what `set` does, for many."""
+        if node_ids:
+            for node_id in node_ids:
+                self.cancel(node_id)
+            number = self._number_at(at)
+            self._slot(number).singles.update(dict.fromkeys(node_ids))
+            self._place_of.update(dict.fromkeys(node_ids, number))
+
     def take(self, number: int, now: Instant) -> list[list[NodeId]]:
         """Return the members of a slot whose time has come; each has its next appointment.
 
@@ -87,7 +103,7 @@ class Rounds:
         fair = len(self._place_of) / SLOTS_PER_INTERVAL
         singles = list(slot.singles)
         if fair <= FAIR_MIN:
-            singles = list(chain(*(group.node_ids for group in slot.groups), singles))
+            singles = [*chain(*(group.node_ids for group in slot.groups)), *singles]
             for node_id in singles:
                 self._place_of[node_id] = at = self._number_at(self._next(now))
                 self._slot(at).singles[node_id] = None

@@ -201,6 +201,12 @@ class Links:
         """Return all connections, open or not."""
         return list(self.by_connection.values())
 
+    def tunnels(self) -> list[Link]:
+        """Return the open connections that are tunnels."""
+        if min(self.by_connection, default=0) >= 0:  # nearly always
+            return []
+        return [link for link in self._open.values() if link.is_routed]
+
     def get(self, connection: ConnectionId) -> Link | None:
         return self.by_connection.get(connection)
 

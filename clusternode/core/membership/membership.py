@@ -396,9 +396,8 @@ class Membership:
         """Forget the records of those whom nobody has heard from for `forget_after`."""
         for node_id in self.forgetting.due(now):
             self.forget(node_id, now)
-        for link in self.links:
-            if link.connection < 0:  # a tunnel: its address is still worth dialling
-                self._dial_member(self.members.rows[link.node_id], now)
+        for link in self.links.tunnels():  # their addresses are still worth dialling
+            self._dial_member(self.members.rows[link.node_id], now)
 
     def forget(self, node_id: NodeId, now: Instant) -> None:
         """Forget the record of a node, and all that was kept because of it."""

@@ -74,7 +74,7 @@ class Ways:
     def __init__(self, members: Members) -> None:
         self._members = members
         self._relays: list[tuple[int, NodeId]] = []  # (priority, id) of those directly connected
-        self._newcomers: list[tuple[int, NodeId]] = []  # what is not among them yet
+        self._newcomers: list[NodeId] = []  # who is not among them yet
         self._priorities: dict[NodeId, int] = {}  # the same by id
         self._refused: dict[tuple[NodeId, NodeId], int] = {}  # (from, to) → when, in refusals
         self._refusals = 0
@@ -89,19 +89,19 @@ class Ways:
         if node_id in self._priorities:
             self.closed(node_id)
         self._priorities[node_id] = priority
-        self._newcomers.append((priority, node_id))
+        self._newcomers.append(node_id)
 
     def closed(self, node_id: NodeId) -> None:
         """The direct connection to a node has ended."""
-        priority = self._priorities.pop(node_id, None)
-        if priority is not None:
+        if node_id in self._priorities:
             relays = self._in_order()
+            priority = self._priorities.pop(node_id)
             del relays[bisect.bisect_left(relays, (priority, node_id))]
 
     def _in_order(self) -> list[tuple[int, NodeId]]:
         """Return the direct neighbours, best first; put in order when somebody wants to know."""
         if self._newcomers:
-            self._relays += self._newcomers
+            self._relays += [(self._priorities[one], one) for one in self._newcomers]
             self._relays.sort()
             self._newcomers = []
         return self._relays

@@ -30,7 +30,7 @@ HANDSHAKE_WAYS = 3
 
 _DATA = ItemKind.DATA  # to look a member of an enumeration up costs as much as a call
 
-Company = tuple[Sequence[ConnectionId], list[NodeEnd]]
+Asked = tuple[Sequence[ConnectionId], list[NodeEnd]]
 """Connections of one `WriteEach` on which all was well, and their ends: the next may have them."""
 Bundle = list[tuple[NodeEnd, Item, int]]  # who sent it, what, and in which generation
 
@@ -60,7 +60,7 @@ class BundledConnections(Connections):
         self._arrives_at: Instant = 0.0
         self._shaken_at: Instant = 0.0
         self._flights: list[Flight] = []
-        self._companies: dict[NodeView, dict[ConnectionId, Company]] = {}  # by the first of each
+        self._asked: dict[NodeView, dict[ConnectionId, Asked]] = {}  # by the first of each
 
     # Dialling and the handshake.
 
@@ -204,8 +204,8 @@ class BundledConnections(Connections):
             self._begin_bundle()
         arrives_at = self._arrives_at
         flight = Flight(process, frame, (_DATA, [frame], frame.size_bytes), arrives_at)
-        companies = self._companies.setdefault(process, {})
-        known, ends = companies.get(connections[0], ((), []))
+        asked = self._asked.setdefault(process, {})
+        known, ends = asked.get(connections[0], ((), []))
         if known is not connections:
             found = map(process.ends.get, connections)
             ends = [end for end in found if end is not None]
@@ -213,7 +213,7 @@ class BundledConnections(Connections):
             end for end in ends if end.is_quiet or (end.is_open and self._departs(end, flight))
         ]
         if known is not connections and len(flight.ends) == len(connections) and not flight.noted:
-            companies[connections[0]] = (connections, ends)
+            asked[connections[0]] = (connections, ends)
         self._world.counts.messages += len(flight.ends)
         self._flights.append(flight)
         self._world.at(arrives_at, self._pings_arrive, flight)
@@ -342,6 +342,7 @@ class BundledConnections(Connections):
 
     def _forget(self, end: NodeEnd) -> None:
         self._disturb(end)
+        self._asked.pop(end.process, None)
         super()._forget(end)
 
     def _is_plain(self, end: NodeEnd) -> bool:

@@ -23,6 +23,7 @@ from tests.core.harness import Lone, ids
 
 MEMBERS = 200
 INTERVAL = 10.0
+CHANNEL = ChannelName("c")
 PEERS = ("n1", "n2", "n8", "n9")
 
 
@@ -122,7 +123,7 @@ def test_nobody_waits_longer_than_an_interval_nor_much_less_than_four_fifths(mem
     for number in range(members):
         rounds.set(NodeId(f"n{number}"), lone.now + INTERVAL * number / members)
     began = [rounds.slot_of(node_id) for node_id in rounds]
-    width = rounds._width
+    width = rounds.width
 
     for slot in sorted(set(began)):
         at = rounds._offset + slot * width
@@ -138,10 +139,46 @@ def test_members_that_were_asked_together_drift_apart():
         rounds.set(NodeId(f"n{number}"), lone.now)
     for _ in range(400):
         slot = min(rounds._slots)
-        rounds.take(slot, rounds._offset + slot * rounds._width)
+        rounds.take(slot, rounds._offset + slot * rounds.width)
 
     assert max(Counter(rounds.slot_of(node_id) for node_id in rounds).values()) <= 120
     assert len(rounds._slots) > 10
+
+
+@pytest.mark.parametrize("trouble", ["lost", "made anew", "busy"])
+def test_of_a_group_that_was_asked_before_everyone_is_asked_as_they_are_now(trouble):
+    lone = Lone(health=HealthSettings(ping_interval=INTERVAL))
+    connections = {f"n{number}": lone.open(f"n{number}") for number in range(100, 300)}
+    answering = dict(connections)
+    lone.pass_time(3 * INTERVAL, answers=tuple(answering.values()))
+    assert lone.node._links._companies
+    name, connection = "n200", connections["n200"]
+    if trouble == "lost":
+        lone.feed(Disconnected(connection))
+        del answering[name]
+    elif trouble == "made anew":
+        lone.feed(Disconnected(connection))
+        answering[name] = lone.open(name)
+    else:
+        lone.node.step(lone.now, Publish(DeliveryId(1), CHANNEL, b"", destinations=ids(name)))
+        del answering[name]
+    lone.effects.clear()
+    lone.sent[connection].clear()
+    lone.dials.clear()
+    lone.pass_time(INTERVAL, answers=tuple(answering.values()))
+
+    asked = [number for effect in lone.effects_of(WriteEach) for number in effect.connections]
+    assert connection not in asked
+    if trouble == "lost":
+        assert lone.dials
+    elif trouble == "made anew":
+        assert answering[name] in asked
+    else:
+        lone._write(connection)
+        assert lone.of_type(Ping, connection)
+    rows = lone.node._membership.members.rows
+    began = lone.now - INTERVAL
+    assert all((rows[NodeId(one)].heard_at or 0.0) >= began for one in connections if one != name)
 
 
 def test_a_group_stays_the_same_list_until_one_of_it_is_gone():
@@ -152,7 +189,7 @@ def test_a_group_stays_the_same_list_until_one_of_it_is_gone():
 
     def take() -> list[list[NodeId]]:
         slot = min(rounds._slots)
-        return rounds.take(slot, rounds._offset + slot * rounds._width)
+        return rounds.take(slot, rounds._offset + slot * rounds.width)
 
     first = [node_ids for _ in range(8) for node_ids in take()]
     again = [node_ids for _ in range(8) for node_ids in take()]
@@ -197,7 +234,7 @@ def test_everyone_has_one_appointment_and_is_asked_when_its_time_has_come(seed, 
             appointed.pop(node_id, None)
         elif rounds._slots:
             slot = min(rounds._slots)
-            now = max(now, rounds._offset + slot * rounds._width)
+            now = max(now, rounds._offset + slot * rounds.width)
             due = {one for one in rounds if rounds.slot_of(one) == slot}
             context.timers.cancel(("round", slot))  # it has been taken out, as it was due
             lists = rounds.take(slot, now)

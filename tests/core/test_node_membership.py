@@ -205,7 +205,10 @@ def check_links(node: Node) -> None:
         has_left = row is not None and row.health is Health.LEFT  # it has its time to hang up
         if not has_left:
             assert (link.connection in links._patience) == (link.phase is not Phase.OPEN)
-        if link.phase is Phase.PROVING or link.held_resume is not None:
+        if link.phase is Phase.PROVING:
+            phases = [other.phase for other in links.of(link.node_id)]
+            assert Phase.OPEN in phases or Phase.RESUMING in phases
+        if link.held_resume is not None:
             assert links.is_open_to(link.node_id)
         if link.phase in (Phase.OPEN, Phase.RESUMING):
             assert link.node_id in node._messaging.deliveries.streams

@@ -221,3 +221,51 @@ def test_not_to_look_again_at_a_quiet_connection_changes_nothing_but_the_bytes_c
         traces.append([re.sub(r"( Measured \d+) .*", r"\1", line) for line in world.trace.kept])
 
     assert traces[0] == traces[1]
+
+
+def large_world() -> ModelWorld:
+    """Return a world of more members than are pinged one by one, in which all is quiet."""
+    node_ids = [NodeId(f"n{number}") for number in range(1, 71)]
+    plan = WorldPlan(
+        node_ids=node_ids,
+        notification=[address_of(0)],
+        health=HealthSettings(ping_interval=2.0, ping_timeout=1.0),
+        fidelity="bundles",
+    )
+    world = ModelWorld(plan, 1)
+    for node_id in node_ids:
+        world.start(node_id)
+    world.run_until(world.now + 20.0)
+    return world
+
+
+def test_who_is_stopped_while_all_is_quiet_answers_nobody_and_who_lost_a_link_neither():
+    world = large_world()
+    world.pause(NodeId("n50"))
+    world.block([NodeId("n60")], [NodeId("n10")])
+    world.block([NodeId("n10")], [NodeId("n60")])
+    world.run_until(world.now + 8.0)
+
+    seen = world.snapshots()[NodeId("n10")]
+    found = {member.node_id: (member.status, member.link) for member in seen.members}
+    assert found.get(NodeId("n50"), ("removed", ""))[0] != "active"
+    assert found[NodeId("n60")][0] == "active"
+    assert found[NodeId("n60")][1] != "direct"
+
+
+def test_nothing_is_kept_of_processes_and_connections_that_have_ended():
+    world = large_world()
+    for _ in range(3):
+        world.kill(NodeId("n50"))
+        world.run_until(world.now + 1.0)
+        world.start(NodeId("n50"))
+        world.run_until(world.now + 6.0)
+    world.reset([(NodeId("n10"), NodeId(f"n{number}")) for number in range(20, 60)])
+    world.run_until(world.now + 1.0)
+
+    connections = world.connections
+    assert isinstance(connections, BundledConnections)
+    assert connections._asked
+    for process, asked in connections._asked.items():
+        assert process.is_running
+        assert all(end.is_open for _, ends in asked.values() for end in ends)

@@ -91,7 +91,8 @@ class Keepalive:
         """Ping a member from now on, for the first time within one interval."""
         if node_id not in self._rounds:
             interval = self._context.settings.health.ping_interval
-            self._rounds.set(node_id, now + interval * self._context.rng.random())
+            wait = max(interval * self._context.rng.random(), self._rounds.width)
+            self._rounds.set(node_id, now + wait)
 
     def unwatch(self, node_id: NodeId) -> None:
         self._rounds.cancel(node_id)
@@ -253,7 +254,7 @@ class Keepalive:
         return True
 
     def met(self, link: Link, now: Instant) -> None:
-        """Take the first ping of a peer on our first connection with it, which has just opened.
+        """Take the first ping on a new connection of a peer that has never answered us.
 
         It has our Resume, or it would not ping: that proves as much as a pong.
         """

@@ -105,7 +105,10 @@ class Outlet:
 
 @attrs.define(eq=False)
 class Meeting(Outlet):
-    """One connection whose HELLOs are exchanged; with its outlet, as there may be thousands."""
+    """What is known of a connection from its HELLOs on, whether it ever opens or not.
+
+    With its outlet in one object, as there may be thousands.
+    """
 
     connection: ConnectionId
     node_id: NodeId
@@ -134,9 +137,10 @@ class Link(Meeting):
     exchanged_at: Instant | None = None
     """When the last digest exchange began."""
     round_trip: Seconds | None = None
-    """How long its last pong took."""
+    """How long its last pong took; before that, the handshake."""
     is_settled: bool = False
-    """Whether the peer has our record for certain, so that digests can be compared."""
+    """Whether digests can be compared: the peer has our record, or will have it with its answer to
+    the ping that we are answering."""
 
 
 @attrs.define(eq=False)
@@ -191,7 +195,7 @@ class Links:
         self._open: dict[NodeId, Link] = {}
         self._by_node: dict[NodeId, tuple[Link, ...]] = {}  # node → its connections, oldest first
         self._asked: tuple[list[ConnectionId], list[Link]] = ([], [])  # by the last `WriteEach`
-        self._companies: dict[NodeId, Company] = {}  # by the first of its nodes
+        self._companies: dict[NodeId, Company] = {}  # by the first of its nodes: never very many
         self._patience: dict[ConnectionId, Instant] = {}  # until when, of those that are to open
 
     def __iter__(self) -> Iterator[Link]:
@@ -394,7 +398,7 @@ class Links:
         if idle:
             self._asked = (idle, links)
             self._context.effects.append(WriteEach(idle, frame))
-            if len(idle) == len(node_ids):
+            if len(idle) == len(node_ids) > 1:
                 self._companies[node_ids[0]] = Company(node_ids, idle, links)
         return unlinked
 

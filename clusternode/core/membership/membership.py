@@ -85,13 +85,15 @@ class Membership:
         """Tell whether the first ping of a peer says all that our own one would.
 
         Who decided for the connection is answered by the peer's Resume, and the larger id pings
-        as soon as it has said that: on the first connection of all, one ping is enough for both.
+        as soon as it has said that: as long as it has never answered us, nor failed to since there
+        was news of it, one ping is enough for both.
         """
         node_id = link.node_id
         row = self.members.rows[node_id]
         return (
             self._context.settings.node_id < node_id
             and row.heard_at is None
+            and row.fail_count == 0
             and row.health is not _LEFT  # it may say so between its Resume and its ping
             and not link.is_routed
             and not self.keepalive.is_open(node_id)
@@ -143,7 +145,7 @@ class Membership:
         """Let the next one take the place of a forgotten connection, or dial and, if so, ping."""
         node_id = link.node_id
         self._unbind(link, now)
-        if link.phase is _OPEN:
+        if link.phase in (_OPEN, _RESUMING):
             for other in self.links.of(node_id):
                 if other.phase is Phase.PROVING:
                     self.opening.accept(other, now)
@@ -332,6 +334,7 @@ class Membership:
             if self._will_be_met(link):
                 link.is_settled = True
                 self.keepalive.met(link, now)
+                self.proved(link.node_id, now)
         elif ping.digest != digest:
             self.exchange.digest_untrusted(link, ping.digest, now)
 

@@ -20,11 +20,14 @@ SLOTS_PER_INTERVAL = 32
 
 
 FAIR_MIN = 2.0
-"""Members are grouped where the even part of a slot is more than this."""
+"""Members are grouped where the even part of a slot is more than this: groups of one or two would
+spare nothing."""
 GROUP_MIN, GROUP_MAX = 0.5, 2.0
-"""How large a group is, by the even part of a slot: it stays as it is as long as this is so."""
+"""How large a group is, by the even part of a slot: it stays as it is as long as this is so. Those
+that meet in a slot while a cluster forms are mostly within it."""
 ASKED_TOGETHER_MAX = 16
-"""All of a slot are asked with one ping where they are no more than this, else each group."""
+"""All of a slot are asked with one ping where they are no more than this, else each group: with
+more members a frame and an effect of its own cost less than to look each of them up."""
 
 
 @attrs.define(eq=False)
@@ -50,8 +53,8 @@ class Rounds:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._interval: Seconds = context.settings.health.ping_interval
-        self._width: Seconds = self._interval / SLOTS_PER_INTERVAL
-        self._offset: Seconds = self._width * context.rng.random()
+        self.width: Seconds = self._interval / SLOTS_PER_INTERVAL  # for others to read
+        self._offset: Seconds = self.width * context.rng.random()
         self._slots: dict[int, Slot] = {}  # number → who is pinged
         self._place_of: dict[NodeId, int | Group] = {}  # the number of a slot, or a group in one
 
@@ -162,12 +165,12 @@ class Rounds:
 
     def _number_at(self, at: Instant) -> int:
         """Return the slot for `at`: it begins then, or earlier by less than its width."""
-        return int((at - self._offset) // self._width)
+        return int((at - self._offset) // self.width)
 
     def _slot(self, number: int) -> Slot:
         """Return a slot to put somebody into; one that was empty gets its timer."""
         slot = self._slots.get(number)
         if slot is None:
             slot = self._slots[number] = Slot()
-            self._context.timers.set(("round", number), self._offset + number * self._width)
+            self._context.timers.set(("round", number), self._offset + number * self.width)
         return slot

@@ -628,3 +628,34 @@ def test_data_that_breaks_the_protocol_ends_the_connection():
     lone.receive(connection, Results([Run(5, 5, 200)]))
 
     assert closed_for(lone, connection) == CloseReason.PROTOCOL_ERROR
+
+
+def test_a_process_that_pings_first_on_a_crossing_connection_refuses_the_newcomer_with_its_id():
+    lone = Lone()
+    first = lone.connect("n9", 1)
+    lone.receive(first, Resume(0, 1))  # it has not pinged yet
+    newcomer = lone.connect("n9", 101)
+    crossing = lone.connect("n9", 1, dialed=address_of("n5"))
+    lone.pass_time(2.5)  # the ping that should tell whether the older one lives has failed
+
+    lone.receive(crossing, Resume(0, 1), Records([record_of("n9")]), Ping(1, 0))
+    if lone.of_type(Ping, crossing):
+        lone.answer_ping(crossing)
+    assert lone.status("n9") == "active"
+    close = lone.closed[newcomer]
+    assert close is not None
+    assert close.reason == CloseReason.DUPLICATE_ID
+    assert len(lone.events_of(DuplicateId)) == 1
+
+
+def test_a_newcomer_is_let_in_when_what_replaced_the_older_connection_never_opens():
+    lone = Lone()
+    first = lone.open("n9", 1)
+    newcomer = lone.connect("n9", 101)
+    crossing = lone.connect("n9", 1, dialed=address_of("n5"))
+    assert first in lone.closed
+
+    lone.feed(Disconnected(crossing))
+    assert newcomer not in lone.closed
+    lone.receive(newcomer, Resume(0, 1), Records([record_of("n9", 101)]))
+    assert lone.is_open("n9")

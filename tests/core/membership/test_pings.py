@@ -264,6 +264,33 @@ def test_who_never_pings_is_asked_within_an_interval_and_fails_if_it_does_not_an
     assert lone.status("n9") == "not_active"
 
 
+def test_who_has_failed_to_answer_is_asked_even_if_it_never_has():
+    lone = Lone(health=HealthSettings(ping_interval=5.0, ping_timeout=2.0))
+    connection = lone.connect("n9")
+    lone.receive(connection, Resume(0, 1), Records([record_of("n9")]))
+    lone.pass_time(7.1)
+    assert lone.count("pings_failed") == 1
+
+    again = lone.connect("n9")
+    lone.receive(again, Resume(0, 1), Ping(1, 0))
+    assert lone.status("n9") == "not_active"
+    assert lone.of_type(Ping, again)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whoever_is_met_or_learned_of_is_pinged_later_and_never_at_once(seed):
+    lone = Lone()
+    lone.node._context.rng.seed(seed)
+    other = lone.open("n1")
+    lone.pass_time(0.05, answers=(other,))
+    lone.receive(other, Records([record_of("n8")]))
+    lone.receive(lone.connect("n9"), Resume(0, 1))
+
+    rounds = lone.node._membership.keepalive._rounds
+    earliest = min(rounds._offset + slot * rounds.width for slot in rounds._slots)
+    assert earliest > lone.now
+
+
 def test_who_has_ever_answered_is_asked_anew_on_each_connection():
     lone = Lone()
     first = lone.open("n9")

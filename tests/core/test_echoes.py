@@ -145,16 +145,20 @@ def test_members_that_were_asked_together_drift_apart():
     assert len(rounds._slots) > 10
 
 
-@pytest.mark.parametrize("trouble", ["lost", "made anew", "busy"])
+@pytest.mark.parametrize("trouble", ["lost", "replaced", "made anew", "busy"])
 def test_of_a_group_that_was_asked_before_everyone_is_asked_as_they_are_now(trouble):
     lone = Lone(health=HealthSettings(ping_interval=INTERVAL))
-    connections = {f"n{number}": lone.open(f"n{number}") for number in range(100, 300)}
+    connections = {f"n{number}": lone.open(f"n{number}") for number in range(600, 800)}
     answering = dict(connections)
     lone.pass_time(3 * INTERVAL, answers=tuple(answering.values()))
     assert lone.node._links._companies
-    name, connection = "n200", connections["n200"]
+    name, connection = "n700", connections["n700"]
     if trouble == "lost":
         lone.feed(Disconnected(connection))
+        del answering[name]
+    elif trouble == "replaced":
+        lone.connect(name)  # and its Resume never comes
+        assert connection in lone.closed
         del answering[name]
     elif trouble == "made anew":
         lone.feed(Disconnected(connection))
@@ -169,7 +173,7 @@ def test_of_a_group_that_was_asked_before_everyone_is_asked_as_they_are_now(trou
 
     asked = [number for effect in lone.effects_of(WriteEach) for number in effect.connections]
     assert connection not in asked
-    if trouble == "lost":
+    if trouble in ("lost", "replaced"):
         assert lone.dials
     elif trouble == "made anew":
         assert answering[name] in asked

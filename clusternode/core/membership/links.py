@@ -312,7 +312,6 @@ class Links:
         """Make a connection the open one of its node; the caller has closed any other."""
         self._patience.pop(link.connection, None)
         link.phase = _OPEN
-        self._companies.clear()
         self._open[link.node_id] = link
 
     def close(

@@ -291,10 +291,12 @@ def test_whoever_is_met_or_learned_of_is_pinged_later_and_never_at_once(seed):
     assert earliest > lone.now
 
 
-def test_who_has_ever_answered_is_asked_anew_on_each_connection():
+@pytest.mark.parametrize("is_lost", [True, False], ids=["after another", "instead of another"])
+def test_who_has_ever_answered_is_asked_anew_on_each_connection(is_lost):
     lone = Lone()
     first = lone.open("n9")
-    lone.feed(Disconnected(first))
+    if is_lost:
+        lone.feed(Disconnected(first))
     second = lone.connect("n9")
     lone.receive(second, Resume(0, 1), Ping(1, 0))
 

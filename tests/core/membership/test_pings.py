@@ -252,6 +252,14 @@ def test_the_first_ping_of_a_larger_id_is_enough_for_both_that_have_just_met():
     assert lone.of_type(Ping, connection)
 
 
+def test_the_second_ping_of_who_was_met_has_its_digest_compared():
+    lone = Lone()
+    connection = lone.open("n9")
+    lone.receive(connection, Ping(2, 0))
+
+    assert lone.of_type(List, connection)
+
+
 def test_who_never_pings_is_asked_within_an_interval_and_fails_if_it_does_not_answer():
     lone = Lone(health=HealthSettings(ping_interval=5.0, ping_timeout=2.0))
     connection = lone.connect("n9")

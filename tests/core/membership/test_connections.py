@@ -657,5 +657,6 @@ def test_a_newcomer_is_let_in_when_what_replaced_the_older_connection_never_open
 
     lone.feed(Disconnected(crossing))
     assert newcomer not in lone.closed
+    assert lone.of_type(Resume, newcomer)  # the larger id waits for it
     lone.receive(newcomer, Resume(0, 1), Records([record_of("n9", 101)]))
     assert lone.is_open("n9")

@@ -134,8 +134,17 @@ class Asking:
             path.begin()
         return path
 
-    def take_turn(self, node_id: NodeId, now: Instant) -> bool:
-        """Give a ping that the direct way has failed one more turn; tells whether it has one."""
+    def take_turn(self, node_id: NodeId, now: Instant, *, is_refused: bool = False) -> bool:
+        """Give a ping that the direct way has failed one more turn; tells whether it has one.
+
+        A turn in which nobody can be asked is waited for where others are lost too: the links to
+        those who could pass it on may only have been reset.
+
+        Args:
+            node_id: The member.
+            now: The present.
+            is_refused: Whether it is certain, and not only late, that nobody is there.
+        """
         path = self.path_of_ping(node_id)
         self.silent(node_id, path, now)
         if not self.has_turn(node_id, path, now):
@@ -143,7 +152,9 @@ class Asking:
         path.is_direct_out = True
         path.begin()
         path.turns += 1
-        if not self.more(node_id, path, now):
+        if not self.more(node_id, path, now) and (
+            is_refused or not self._is_worth_more(node_id, now)
+        ):
             return False
         self._keepalive.prolong(node_id, now + self._turn)
         return True

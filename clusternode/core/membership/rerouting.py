@@ -248,7 +248,7 @@ class Rerouting:
             if is_refused:
                 path.is_hopeless = True
                 return bool(path.asked or path.answered)
-        return self._is_enabled and self._asking.take_turn(node_id, now)
+        return self._is_enabled and self._asking.take_turn(node_id, now, is_refused=is_refused)
 
     def call(self, node_id: NodeId | None, now: Instant) -> None:
         """Ask one other for somebody who was removed, and of whom we know an address only.
@@ -340,6 +340,7 @@ class Rerouting:
             self._owner.verify(node_id, now)
         else:
             self._adopt(node_id, back, now)
+            self._ask_back(node_id, back, now)
             self._use(node_id, now)
 
     def _adopt(self, node_id: NodeId, way: Way, now: Instant) -> None:
@@ -349,6 +350,13 @@ class Rerouting:
             path = self._paths[node_id] = Path()
         if not path.way:
             self._take(node_id, path, way, now)
+
+    def _ask_back(self, node_id: NodeId, way: Way, now: Instant) -> None:
+        """A member has come over a way: whatever was said of it before, its ping may go there."""
+        path = self._paths[node_id]
+        path.is_hopeless = False
+        if path.number == self._keepalive.number_of(node_id) and not path.awaits(way):
+            self._asking.over(node_id, path, way, now)
 
     def _ponged_untrusted(self, row: Row, way: Way, number: int, now: Instant) -> None:
         node_id = row.record.node_id
@@ -415,6 +423,9 @@ class Rerouting:
             return None  # it is late, said again, or about what we never sent
         index = way.index(no_route.at)
         self._asking.ways.refused(no_route.at, (*way, node_id)[index + 1])
+        direct = self._links.direct_to(node_id)
+        if path.is_direct_out and list(path.answered) == [way] and direct is not None:
+            self._give_up_direct(direct, now)  # before the answer is gone with its way
         is_asked = way in path.asked
         path.asked.pop(way, None)
         path.answered.pop(way, None)

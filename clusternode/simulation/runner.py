@@ -21,7 +21,7 @@ SAMPLE_INTERVAL: Seconds = 5.0
 SAMPLE_PAIRS_PER_SECOND = 400.0
 """A large world is looked at less often: so many rows a virtual second."""
 
-PROGRESS_INTERVAL: Seconds = 5.0
+PROGRESS_INTERVAL: Seconds = 1.0
 """Virtual seconds between two words on how far a run has come."""
 UNCONDITIONAL = "no-node-fails"
 """What holds in every scenario, whatever it names."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from clusternode.cli.local.huge_pages import HugePages
 from clusternode.cli.output import complain, note, print_json, print_table
 from clusternode.cli.parsing import (
     CLUSTER_SAID_NO,
@@ -341,9 +342,17 @@ def run_job(
         pairs = len(scenario.plan.node_ids) ** 2 // 2
         newest = max(NEWEST_IN_MODEL_COLLECTED_AFTER, OBJECTS_OF_A_PAIR * pairs)
     gc.set_threshold(newest, YOUNG_COLLECTED_AFTER, OLD_COLLECTED_AFTER)
+    pages = HugePages()
+
+    def follow(virtual_s: float, duration: float) -> None:
+        pages.keep_up()
+        if progress is not None:
+            progress(virtual_s, duration)
+
     try:
         seed = scenario.seed if job.seed is None else job.seed
-        return (outputs or Outputs(None, None, None)).run(job, scenario, seed, progress)
+        told = follow if job.world == "model" else progress
+        return (outputs or Outputs(None, None, None)).run(job, scenario, seed, told)
     finally:
         gc.set_threshold(*before)
         gc.freeze()  # a world that is over is garbage: for the next run, or the end of the process

@@ -286,9 +286,15 @@ class Discovery:
         del self.targets[target.address]
 
     def backoff(self, failures: int) -> Seconds:
+        """Return how long to wait after so many failed dials in a row.
+
+        Anything up to a ceiling, which doubles; once that is `redial_max`, at least half of it
+        (docs/decisions/0023-dials-of-the-dead.md).
+        """
         doublings = min(max(failures - 1, 0), BACKOFF_DOUBLINGS_MAX)
-        ceiling = min(self._settings.redial_max, self._settings.redial_min * 2.0**doublings)
-        return self._context.rng.uniform(0.0, ceiling)
+        longest: Seconds = self._settings.redial_max
+        ceiling = min(longest, self._settings.redial_min * 2.0**doublings)
+        return self._context.rng.uniform(longest / 2 if ceiling == longest else 0.0, ceiling)
 
     def schedule(self, address: Address, at: Instant) -> None:
         self._context.timers.set(("dial", address), at)

@@ -165,7 +165,7 @@ class Rounds:
 
     def _number_at(self, at: Instant) -> int:
         """Return the slot for `at`: it begins then, or earlier by less than its width."""
-        return int((at - self._offset) // self.width)
+        return int((at - self._offset) / self.width)
 
     def _slot(self, number: int) -> Slot:
         """Return a slot to put somebody into; one that was empty gets its timer."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
@@ -41,6 +42,8 @@ class RunResult:
     virtual_s: Seconds
     messages: int
     inputs: int
+    counters: Mapping[str, int]
+    """Those of all nodes that run at the end, added up; none where the core failed."""
     violations: Sequence[Violation]
     """With times in seconds from the start of the story."""
 
@@ -52,7 +55,10 @@ def run(scenario: Scenario, seed: int, *, progress: Progress | None = None) -> R
 
 def run_in(world: World, scenario: Scenario, progress: Progress | None = None) -> RunResult:
     """Live through a story in a world that was made for it, and may be looked at afterwards."""
-    violations = live(world, scenario, progress)
+    view, violations = live(world, scenario, progress)
+    counters = Counter[str]()
+    for snapshot in view.snapshots.values():
+        counters.update(snapshot.counters)
     shown = [attrs.evolve(v, at=v.at - TIME_ZERO) for v in violations]
     return RunResult(
         name=scenario.name,
@@ -62,12 +68,15 @@ def run_in(world: World, scenario: Scenario, progress: Progress | None = None) -
         virtual_s=world.now - TIME_ZERO,
         messages=world.counts.messages,
         inputs=world.counts.inputs,
+        counters=dict(sorted(counters.items())),
         violations=shown,
     )
 
 
-def live(world: World, scenario: Scenario, progress: Progress | None = None) -> list[Violation]:
-    """Let the story happen in `world`, and return what was wrong."""
+def live(
+    world: World, scenario: Scenario, progress: Progress | None = None
+) -> tuple[View, list[Violation]]:
+    """Let the story happen in `world`; return how it ended, and what was wrong."""
     violations: list[Violation] = []
     view: View | None = None
     end = TIME_ZERO + scenario.duration
@@ -89,7 +98,7 @@ def live(world: World, scenario: Scenario, progress: Progress | None = None) -> 
         return _faults_of_core(world)
     for name in dict.fromkeys([*scenario.always, UNCONDITIONAL]):
         violations += violations_of(name, ALWAYS[name], view)[:VIOLATIONS_SHOWN_MAX]
-    return violations
+    return view, violations
 
 
 def _prepare(world: World, scenario: Scenario, end: Instant) -> None:
@@ -126,7 +135,7 @@ def _broken_hopes(view: View, hope: Hope) -> list[Violation]:
     return found
 
 
-def _faults_of_core(world: World) -> list[Violation]:
+def _faults_of_core(world: World) -> tuple[View, list[Violation]]:
     """Return what ended the run; what else is wrong with a run cut short means nothing."""
     view = View(world.now, {}, world.history)
-    return violations_of(UNCONDITIONAL, ALWAYS[UNCONDITIONAL], view)
+    return view, violations_of(UNCONDITIONAL, ALWAYS[UNCONDITIONAL], view)

@@ -110,6 +110,7 @@ def test_json_is_an_array_with_one_object_for_each_run(story, capsys):
     assert status == 1
     assert [run["seed"] for run in runs] == [3, 4]
     assert runs[0].keys() >= {"name", "seed", "ok", "digest", "virtual_s", "messages"}
+    assert runs[0]["counters"]["pings_opened"] > 0
     assert runs[0]["violations"][0]["invariant"] == "the-dead-are-removed"
 
 

@@ -80,7 +80,7 @@ def wrong_with(seed) -> list[object]:
     """Live through a story; return who was called down, and what else was wrong."""
     scenario = story(seed)
     world = ModelWorld(scenario.plan, seed)
-    violations = live(world, scenario)
+    _, violations = live(world, scenario)
     down = [
         fact
         for fact in world.history.statuses

@@ -420,6 +420,7 @@ def _as_object(job: Job, result: RunResult) -> dict[str, Any]:
         "virtual_s": round(result.virtual_s, 6),
         "messages": result.messages,
         "inputs": result.inputs,
+        "counters": dict(result.counters),
         "violations": [
             {"invariant": v.invariant, "at_s": round(v.at, 6), "detail": v.detail}
             for v in result.violations

@@ -27,7 +27,7 @@ CHANNEL = ChannelName("c")
 PEERS = ("n1", "n2", "n8", "n9")
 
 
-def lone_in_company() -> tuple[Lone, list[ConnectionId]]:
+def lone_with_a_group() -> tuple[Lone, list[ConnectionId]]:
     """Return a node that has just asked all of its peers at once, and its connections."""
     lone = Lone(health=HealthSettings(ping_interval=INTERVAL))
     connections = [lone.open(name) for name in PEERS]
@@ -59,7 +59,7 @@ TROUBLES: dict[str, Trouble] = {
 def test_many_pongs_at_once_are_as_many_one_by_one(troubles):
     outcomes = []
     for is_together in (True, False):
-        lone, connections = lone_in_company()
+        lone, connections = lone_with_a_group()
         number = lone.node._membership.keepalive.number_of(NodeId("n1"))
         pong = Pong(number, lone.node.snapshot(lone.now).digest)
         for name, index in troubles:
@@ -79,7 +79,7 @@ def test_many_pongs_at_once_are_as_many_one_by_one(troubles):
 
 
 def test_a_ping_is_answered_at_once_only_where_a_pong_is_all_that_it_leads_to():
-    lone, (one, other, *_) = lone_in_company()
+    lone, (one, other, *_) = lone_with_a_group()
     digest = lone.node.snapshot(lone.now).digest
     answers = lone.node.pings.answers
 
@@ -105,7 +105,7 @@ def test_one_ping_asks_all_members_of_a_slot_and_no_writer_is_waited_for():
 
 
 def test_a_member_whose_writer_is_busy_is_asked_as_with_any_other_message():
-    lone, (one, *_) = lone_in_company()
+    lone, (one, *_) = lone_with_a_group()
     lone.pass_time(INTERVAL / 2)
     lone.node.step(lone.now, Publish(DeliveryId(1), ChannelName("c"), b"", destinations=ids("n1")))
     lone.effects.clear()
@@ -151,7 +151,7 @@ def test_of_a_group_that_was_asked_before_everyone_is_asked_as_they_are_now(trou
     connections = {f"n{number}": lone.open(f"n{number}") for number in range(600, 800)}
     answering = dict(connections)
     lone.pass_time(3 * INTERVAL, answers=tuple(answering.values()))
-    assert lone.node._links._companies
+    assert lone.node._links._of_groups
     name, connection = "n700", connections["n700"]
     if trouble == "lost":
         lone.feed(Disconnected(connection))

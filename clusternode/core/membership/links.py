@@ -144,8 +144,8 @@ class Link(Meeting):
 
 
 @attrs.define(eq=False)
-class Company:
-    """Connections that were idle when their nodes were asked together, to be asked so again."""
+class GroupLinks:
+    """Connections of a group, all idle when it was asked together, to be asked so again."""
 
     node_ids: Sequence[NodeId]
     connections: list[ConnectionId]
@@ -195,7 +195,7 @@ class Links:
         self._open: dict[NodeId, Link] = {}
         self._by_node: dict[NodeId, tuple[Link, ...]] = {}  # node → its connections, oldest first
         self._asked: tuple[list[ConnectionId], list[Link]] = ([], [])  # by the last `WriteEach`
-        self._companies: dict[NodeId, Company] = {}  # by the first of its nodes: never very many
+        self._of_groups: dict[NodeId, GroupLinks] = {}  # by the first node of the group
         self._patience: dict[ConnectionId, Instant] = {}  # until when, of those that are to open
 
     def __iter__(self) -> Iterator[Link]:
@@ -329,7 +329,7 @@ class Links:
         """Forget a connection."""
         del self.by_connection[link.connection]
         self._asked = ([], [])
-        self._companies.clear()
+        self._of_groups.clear()
         link.is_over = True
         links = self._by_node.pop(link.node_id)
         if len(links) > 1:
@@ -375,10 +375,10 @@ class Links:
                 idle then, none is looked up.
             frame: The ping.
         """
-        company = self._companies.get(node_ids[0])
-        if company is not None and company.node_ids is node_ids and company.is_idle:
-            self._asked = (company.connections, company.links)
-            self._context.effects.append(WriteEach(company.connections, frame))
+        group = self._of_groups.get(node_ids[0])
+        if group is not None and group.node_ids is node_ids and group.is_idle:
+            self._asked = (group.connections, group.links)
+            self._context.effects.append(WriteEach(group.connections, frame))
             return []
         opened = self._open
         idle: list[ConnectionId] = []
@@ -398,7 +398,7 @@ class Links:
             self._asked = (idle, links)
             self._context.effects.append(WriteEach(idle, frame))
             if len(idle) == len(node_ids) > 1:
-                self._companies[node_ids[0]] = Company(node_ids, idle, links)
+                self._of_groups[node_ids[0]] = GroupLinks(node_ids, idle, links)
         return unlinked
 
     def relay(self, link: Link, frame: Frame, *, is_urgent: bool) -> None:

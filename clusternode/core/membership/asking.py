@@ -7,6 +7,7 @@ asked for over those who are not.
 
 from __future__ import annotations
 
+import enum
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -55,6 +56,16 @@ SILENT_DIVISOR = 4
 """Who has not answered a ping for this part of `ping_timeout` may be cut off from us."""
 
 
+class Direct(enum.IntEnum):
+    """What is known of the direct connection of a member while a ping of it is open."""
+
+    AWAITED = 0
+    SILENT = 1
+    """It has not answered in time."""
+    REFUSED = 2
+    """It is certain, and not only late, that nobody listens there."""
+
+
 @attrs.define(eq=False)
 class Path:
     """How a member without a direct link is reached, and what is known of its open ping."""
@@ -71,8 +82,7 @@ class Path:
     answered: dict[Way, None] = attrs.Factory(dict)
     turns: int = 0
     """How often the ping has got more time, for the other ways (`TURNS`)."""
-    is_direct_out: bool = False
-    """Whether it is known that the direct connection does not answer it."""
+    direct: Direct = Direct.AWAITED
     is_hopeless: bool = False
     """Whether it has failed when all refuse: they refused before, or nobody listens there."""
     told: Way = ()
@@ -130,30 +140,25 @@ class Asking:
         path.incarnation = self._members.rows[node_id].record.incarnation
         if path.number != number:
             path.number = number
-            path.turns, path.is_direct_out, path.is_hopeless = 0, False, False
+            path.turns, path.direct, path.is_hopeless = 0, Direct.AWAITED, False
             path.begin()
         return path
 
-    def take_turn(self, node_id: NodeId, now: Instant, *, is_refused: bool = False) -> bool:
+    def take_turn(self, node_id: NodeId, now: Instant) -> bool:
         """Give a ping that the direct way has failed one more turn; tells whether it has one.
 
         A turn in which nobody can be asked is waited for where others are lost too: the links to
-        those who could pass it on may only have been reset.
-
-        Args:
-            node_id: The member.
-            now: The present.
-            is_refused: Whether it is certain, and not only late, that nobody is there.
+        those who could pass it on may only have been reset. Not where a dial was refused.
         """
         path = self.path_of_ping(node_id)
         self.silent(node_id, path, now)
         if not self.has_turn(node_id, path, now):
             return False
-        path.is_direct_out = True
+        path.direct = max(path.direct, Direct.SILENT)
         path.begin()
         path.turns += 1
         if not self.more(node_id, path, now) and (
-            is_refused or not self._is_worth_more(node_id, now)
+            path.direct is Direct.REFUSED or not self._is_worth_more(node_id, now)
         ):
             return False
         self._keepalive.prolong(node_id, now + self._turn)
@@ -164,11 +169,14 @@ class Asking:
         return path.turns < (TURNS_MAX if self._is_worth_more(node_id, now) else TURNS)
 
     def may_wait(self, node_id: NodeId, path: Path, now: Instant) -> bool:
-        """Tell whether those who all refuse are asked again when this turn is over; only once.
+        """Tell whether those who all refuse are asked again when this turn is over.
 
-        The link of one may only have been reset, and a second relay may not be found yet.
+        The link of one may only have been reset, and a second relay may not be found yet. That is
+        so once, and as long as others are lost too: the one that can may not have been asked.
         """
-        if path.is_hopeless or not self._members.is_active(node_id):
+        if path.direct is Direct.REFUSED or not self._members.is_active(node_id):
+            return False
+        if path.is_hopeless and not self._is_worth_more(node_id, now):
             return False
         path.is_hopeless = True
         return not self._is_torn_for(node_id) and self.has_turn(node_id, path, now)
@@ -219,6 +227,25 @@ class Asking:
         if path.turns > 1 and self.ways.relay_count <= LOOKED_AT_MAX:
             return WIDE_AT_ONCE, WIDE_MAX
         return ASKED_AT_ONCE, ASKED_MAX
+
+    def more_for_others(self, relay: NodeId, now: Instant) -> None:
+        """Somebody can be reached again: it may pass on what is asked for and not answered yet."""
+        for other, path in list(self.paths.items()):
+            is_asked = path.number == self._keepalive.number_of(other) and not path.answered
+            if is_asked and other != relay:
+                self.more(other, path, now)
+
+    def back(self, node_id: NodeId, way: Way, now: Instant) -> None:
+        """Send the open ping of a member over the way that one of its own has come.
+
+        It lives, whatever was said of it before. No more ways than in one turn: others could
+        invent as many as they like.
+        """
+        path = self.paths[node_id]
+        path.is_hopeless, path.direct = False, min(path.direct, Direct.SILENT)
+        if path.number == self._keepalive.number_of(node_id) and not path.awaits(way):
+            if way in path.tried or len(path.tried) < WIDE_MAX:
+                self.over(node_id, path, way, now)
 
     @property
     def is_large(self) -> bool:

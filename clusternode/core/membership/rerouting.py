@@ -12,7 +12,7 @@ from typing import Protocol
 
 from clusternode.core.context import Context
 from clusternode.core.events import LinkChanged
-from clusternode.core.membership.asking import TURNS, Asking, Path
+from clusternode.core.membership.asking import TURNS, Asking, Direct, Path
 from clusternode.core.membership.health import Health
 from clusternode.core.membership.identity import Identity
 from clusternode.core.membership.keepalive import Keepalive
@@ -153,6 +153,8 @@ class Rerouting:
                 self.forget(link.node_id)
             if path is not None or self._members.own.down:
                 self._links_changed(now)
+            if not self._asking.is_large:
+                self._asking.more_for_others(link.node_id, now)
 
     def link_closed(self, link: Link, now: Instant) -> None:
         """An open connection has ended: look for other ways for what went over it."""
@@ -240,7 +242,7 @@ class Rerouting:
         number = self._keepalive.number_of(node_id)
         path = self._paths.get(node_id)
         if path is not None and path.number == number:
-            path.is_direct_out = True
+            path.direct = max(path.direct, Direct.REFUSED if is_refused else Direct.SILENT)
             link = self._links.direct_to(node_id)
             if path.answered and link is not None:
                 self._give_up_direct(link, now)
@@ -248,7 +250,7 @@ class Rerouting:
             if is_refused:
                 path.is_hopeless = True
                 return bool(path.asked or path.answered)
-        return self._is_enabled and self._asking.take_turn(node_id, now, is_refused=is_refused)
+        return self._is_enabled and self._asking.take_turn(node_id, now)
 
     def call(self, node_id: NodeId | None, now: Instant) -> None:
         """Ask one other for somebody who was removed, and of whom we know an address only.
@@ -340,7 +342,7 @@ class Rerouting:
             self._owner.verify(node_id, now)
         else:
             self._adopt(node_id, back, now)
-            self._ask_back(node_id, back, now)
+            self._asking.back(node_id, back, now)
             self._use(node_id, now)
 
     def _adopt(self, node_id: NodeId, way: Way, now: Instant) -> None:
@@ -350,13 +352,6 @@ class Rerouting:
             path = self._paths[node_id] = Path()
         if not path.way:
             self._take(node_id, path, way, now)
-
-    def _ask_back(self, node_id: NodeId, way: Way, now: Instant) -> None:
-        """A member has come over a way: whatever was said of it before, its ping may go there."""
-        path = self._paths[node_id]
-        path.is_hopeless = False
-        if path.number == self._keepalive.number_of(node_id) and not path.awaits(way):
-            self._asking.over(node_id, path, way, now)
 
     def _ponged_untrusted(self, row: Row, way: Way, number: int, now: Instant) -> None:
         node_id = row.record.node_id
@@ -389,10 +384,7 @@ class Rerouting:
                 return
             self._take(node_id, path, way, now)
             self.tunnels.rerouted(node_id, now)
-            for other, one in self._paths.items():  # who is found can pass on what is asked for
-                is_asked = one.number == self._keepalive.number_of(other) and not one.answered
-                if is_asked and other != node_id:
-                    self._asking.more(other, one, now)
+            self._asking.more_for_others(node_id, now)
         if self._links.direct_to(node_id) is None:
             self._use(node_id, now)
 
@@ -424,7 +416,8 @@ class Rerouting:
         index = way.index(no_route.at)
         self._asking.ways.refused(no_route.at, (*way, node_id)[index + 1])
         direct = self._links.direct_to(node_id)
-        if path.is_direct_out and list(path.answered) == [way] and direct is not None:
+        is_open = path.number == self._keepalive.number_of(node_id)
+        if is_open and path.direct and list(path.answered) == [way] and direct is not None:
             self._give_up_direct(direct, now)  # before the answer is gone with its way
         is_asked = way in path.asked
         path.asked.pop(way, None)
@@ -446,7 +439,7 @@ class Rerouting:
         later: perhaps their links were only reset.
         """
         link = self._links.open_to(node_id)
-        if path.is_direct_out:
+        if path.direct:
             if not self._asking.may_wait(node_id, path, now):
                 self._owner.ping_failed(node_id, now)
         elif link is not None and link.is_routed:

@@ -7,6 +7,7 @@ import pytest
 from clusternode.core.effects import Write
 from clusternode.core.events import LinkChanged, PeerDown, PeerMisbehaved
 from clusternode.core.inputs import DialFailed, DialFailure, Disconnected, RemoveMember
+from clusternode.core.membership.asking import TURNS_MAX, WIDE_MAX
 from clusternode.core.membership.relaying import WANTED_MAX
 from clusternode.core.settings import HealthSettings
 from clusternode.core.types import Incarnation, NodeId
@@ -929,3 +930,187 @@ def test_a_relay_remembers_so_many_who_are_wanted():
 
     told = {one.node_id for message in node.sent("n3", Records) for one in message.records}
     assert told == {names[-1]}
+
+
+def comes(node, over, *relays):
+    """Let a ping of n9 come over a relay, and over others before it."""
+    ping = routed("n9", "n5", *relays, over, message=Ping(3, 0), incarnations=(1, 100))
+    node.receive(over, ping)
+
+
+def test_a_member_that_asks_over_a_way_that_was_refused_is_asked_back_over_it():
+    """Swarm 13001330: the only relay had lost its link to the member, and had it back."""
+    node = Crossing()
+    node.lose("n9")
+    all_refuse(node)
+    comes(node, "n1")
+    assert node.asked_over("n9") == [("n1",), ("n3",), ("n1",)]
+
+    node.pong("n9", over="n1")
+    node.lone.pass_time(4.0, answers=(node.links["n1"], node.links["n3"]))
+    assert node.lone.events_of(PeerDown) == []
+
+
+def test_what_all_relays_have_said_before_a_ping_of_a_member_itself_counts_no_more():
+    node = Crossing()
+    silent_n9(node)
+    node.lose("n9")
+    all_refuse(node)
+    comes(node, "n1")
+    all_refuse(node, "n1")
+
+    assert node.lone.status("n9") == "active"
+
+
+def test_a_member_is_asked_back_at_most_once_for_each_of_its_pings():
+    node = Crossing()
+    node.lose("n9")
+    all_refuse(node)
+    asked = len(node.asked_over("n9"))
+    segment = Segment(1, 0, 5, b"x")
+    for _ in range(5):
+        node.receive("n1", routed("n9", "n5", "n1", message=segment, incarnations=(1, 100)))
+    assert len(node.asked_over("n9")) == asked
+
+    for _ in range(5):
+        comes(node, "n1")
+    assert len(node.asked_over("n9")) == asked + 1
+    all_refuse(node, "n1")
+    comes(node, "n1")
+    assert len(node.asked_over("n9")) == asked + 2
+
+
+def test_a_member_is_asked_back_over_no_more_ways_than_others_are_asked_in_a_turn():
+    node = Crossing()
+    node.lose("n9")
+    for number in range(200):
+        comes(node, "n1", f"invented{number}")
+
+    assert len(node.asked_over("n9")) == WIDE_MAX
+
+
+def test_an_answer_counts_although_its_way_breaks_while_the_silent_link_is_waited_for():
+    """Swarm 13001330: the relay was reset between the answer and the end of the grace."""
+    node = Crossing()
+    silent_n9(node)
+    node.pong("n9", over="n1")
+    assert node.links["n9"] not in node.lone.closed
+    all_refuse(node)
+
+    assert node.links["n9"] in node.lone.closed
+    assert node.lone.count("links_given_up") == 1
+    node.lone.pass_time(1.5, answers=(node.links["n1"], node.links["n3"]))
+    assert node.lone.events_of(PeerDown) == []
+
+
+def test_a_silent_link_is_waited_for_while_one_of_two_ways_that_have_answered_is_left():
+    node = Crossing()
+    silent_n9(node)
+    node.pong("n9", over="n1")
+    node.pong("n9", over="n3")
+    all_refuse(node, "n1")
+    assert node.links["n9"] not in node.lone.closed
+
+    all_refuse(node, "n3")
+    assert node.links["n9"] in node.lone.closed
+
+
+def test_a_link_is_not_given_up_for_what_comes_about_a_ping_that_is_over():
+    node = Crossing(fail_count_threshold_not_active=1)
+    silent_n9(node)
+    relays = (node.links["n1"], node.links["n3"])
+    while not node.lone.count("pings_failed"):
+        node.lone.pass_time(0.1, answers=relays)
+    node.pong("n9", over="n1")
+    all_refuse(node, "n1")
+
+    assert node.lone.status("n9") == "active"
+    assert node.links["n9"] not in node.lone.closed
+
+
+def test_a_turn_in_which_nobody_can_be_asked_is_waited_for_where_others_are_lost():
+    """Swarm 13001330: our own links to the relays had been reset a moment ago."""
+    node = Crossing()
+    silent_n9(node)
+    node.lose("n1")
+    node.lose("n3")
+    node.lone.pass_time(1.05)
+    asked = len(node.asked_over("n9"))
+    assert node.lone.status("n9") == "active"
+
+    node.links["n1"] = node.lone.open("n1")
+    assert len(node.asked_over("n9")) == asked + 1  # as soon as there is somebody again
+    node.pong("n9", over="n1")
+    node.lone.pass_time(1.0, answers=(node.links["n1"],))
+    assert node.lone.events_of(PeerDown) == []
+
+
+def test_a_turn_in_which_nobody_can_be_asked_is_not_waited_for_where_a_dial_was_refused():
+    node = Crossing()
+    silent_n9(node)
+    for name in ("n1", "n3", "n9"):
+        node.lose(name)
+    node.refuse("n9")
+    assert node.lone.status("n9") == "active"  # the relays have not said anything yet
+
+    node.lone.pass_time(1.05)
+    assert node.lone.status("n9") == "not_active"
+
+
+def test_nothing_is_waited_for_beyond_the_time_of_a_ping_in_a_cluster_of_two():
+    lone = Lone(health=HealthSettings(ping_interval=5.0, ping_timeout=2.0))
+    connection = lone.open("n9")
+    lone.sent[connection].clear()
+    while not lone.of_type(Ping, connection):
+        lone.pass_time(0.1)
+    lone.feed(Disconnected(connection))
+    lone.pass_time(1.8)
+    assert lone.status("n9") == "active"
+    lone.pass_time(0.3)
+    assert lone.status("n9") == "not_active"
+
+
+def test_who_is_cut_off_from_all_others_waits_for_no_more_turns_than_there_are():
+    node = Crossing()
+    for name in ("n9", "n1", "n3"):
+        node.lose(name)
+    node.lone.pass_time(2.0 + TURNS_MAX * 1.0 - 0.1)
+    assert {node.lone.status(name) for name in node.links} == {"active"}
+
+    node.lone.pass_time(0.2)
+    assert {node.lone.status(name) for name in node.links} == {"not_active"}
+
+
+def n3_refuses(node):
+    """Let n3 say that it has no link to n9, nor to n1, over which it was asked for too."""
+    node.receive("n3", no_route("n5", "n9", "n3", "n1", at="n3"))
+    all_refuse(node, "n3")
+
+
+def test_who_all_refuse_twice_is_asked_for_again_while_a_relay_is_lost():
+    """Both links of the only relay are reset, one after the other: it can be asked no sooner."""
+    node = Crossing()
+    silent_n9(node)
+    all_refuse(node)
+    node.lose("n1")
+    node.lone.pass_time(1.05, answers=(node.links["n3"],))
+    n3_refuses(node)
+    assert node.lone.status("n9") == "active"
+
+    node.links["n1"] = node.lone.open("n1")
+    node.pong("n9", over="n1")
+    node.lone.pass_time(1.0, answers=(node.links["n1"], node.links["n3"]))
+    assert node.lone.events_of(PeerDown) == []
+
+
+def test_who_all_refuse_in_each_turn_has_failed_in_the_last_although_a_relay_is_lost():
+    node = Crossing()
+    silent_n9(node)
+    node.lose("n1")
+    for _ in range(TURNS_MAX - 1):
+        n3_refuses(node)
+        assert node.lone.status("n9") == "active"
+        node.lone.pass_time(1.02, answers=(node.links["n3"],))
+    n3_refuses(node)
+
+    assert node.lone.status("n9") == "not_active"

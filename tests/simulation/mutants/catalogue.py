@@ -494,6 +494,22 @@ def all_refuse_once_and_it_has_failed(right: Function) -> Function:
     return lambda self, node_id, path, now: False
 
 
+@mutant(Asking, "take_turn", ["the-only-relay-is-reset"], [FLAPPING])
+def a_turn_without_relays_is_not_waited_for(right: Function) -> Function:
+    """Who is asked for while the links to all relays are being mended has failed."""
+
+    def take_turn(self: Asking, node_id: Any, now: float) -> bool:
+        return right(self, node_id, now) and bool(self.paths[node_id].asked)
+
+    return take_turn
+
+
+@mutant(Asking, "back", ["the-only-relay-is-reset"], [FLAPPING])
+def who_asks_over_others_is_not_asked_back(right: Function) -> Function:
+    """What relays said of a member counts, although its own ping has come over them since."""
+    return lambda self, node_id, way, now: None
+
+
 @mutant(Asking, "_beyond", ["a-row-of-four-cut-by-cut"], [FLAPPING])
 def who_is_reached_over_others_is_no_relay(right: Function) -> Function:
     """Only who is lost is looked for behind other relays, not who was reached over the silent."""

@@ -368,7 +368,8 @@ class Node:
         if link.phase is not Phase.OPEN:
             self._membership.misbehaved(link, "a message before Resume", now)
             return
-        stream = self._messaging.deliveries.streams[link.node_id]
+        stream = self._messaging.deliveries.stream_of(link.node_id)
+        assert stream is not None
         error = self._messaging.receive_untrusted(stream, messages, now)
         if error is not None:
             self._membership.misbehaved(link, error, now)
@@ -422,7 +423,7 @@ class Node:
             self._membership.misbehaved(link, error, now)
 
     def _ack(self, link: Link, ack: Ack, now: Instant) -> None:
-        stream = self._messaging.deliveries.streams.get(link.node_id)
+        stream = self._messaging.deliveries.stream_of(link.node_id)
         if link.phase is not Phase.OPEN or stream is None:
             self._membership.misbehaved(link, "Ack before Resume", now)
         elif not self._messaging.deliveries.acknowledged_untrusted(stream, ack.position, now):

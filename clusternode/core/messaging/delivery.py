@@ -6,7 +6,7 @@ Specified in docs/protocol.md, section 8, and docs/scripting.md ("Results").
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from clusternode.core.context import Context
 from clusternode.core.effects import Settle
@@ -47,23 +47,46 @@ class Deliveries:
         self._channels = context.settings.channel_settings
         self.wake = wake
         self._finish = finish
-        self.streams: dict[NodeId, Stream] = {}
+        self.streams: dict[NodeId, Stream | None] = {}
+        """In the order in which they began. None for one that is bound and was never used, as
+        nearly all are in a large cluster: `stream_of` makes it of the Hello that is kept below."""
+        self._unopened: dict[NodeId, Hello] = {}  # of those to which no Resume has come yet
+        self._unused: dict[NodeId, Hello] = {}  # of those that are open
         self.settled: list[tuple[DeliveryId, NodeId, ResultCode]] = []
         node_id = context.settings.node_id
         self.local = LocalLoop(context, lambda one, code: self.conclude(node_id, (one,), code))
 
     # --- streams and connections ----------------------------------------------------------------
 
+    def stream_of(self, node_id: NodeId) -> Stream | None:
+        """Return the stream to a peer, to change it; one that was never used is made now.
+
+        Who only asks what is in it looks into `streams`: nothing is in one that is None there.
+        """
+        stream = self.streams.get(node_id)
+        if stream is None and node_id in self.streams:
+            is_opened = node_id in self._unused
+            hello = (self._unused if is_opened else self._unopened).pop(node_id)
+            sending = Sending(hello.window_bytes)
+            stream = Stream(node_id, hello.incarnation, hello.body_size_max, sending)
+            stream.is_bound, stream.is_opened = True, is_opened
+            self.streams[node_id] = stream
+        return stream
+
+    def made(self) -> Iterator[Stream]:
+        """Yield the streams in which something may be."""
+        return (stream for stream in self.streams.values() if stream is not None)
+
     def bind(self, node_id: NodeId, hello: Hello) -> Resume:
         """Fix the positions for a connection; a stream to an older incarnation ends."""
-        stream = self.streams.get(node_id)
-        if stream is None or stream.incarnation != hello.incarnation:
-            if stream is not None:
-                self._end(stream)
-            stream = Stream(
-                node_id, hello.incarnation, hello.body_size_max, Sending(hello.window_bytes)
-            )
-            self.streams[node_id] = stream
+        stream = self.stream_of(node_id)
+        if stream is not None and stream.incarnation != hello.incarnation:
+            self._end(stream)
+            stream = None
+        if stream is None:
+            self.streams[node_id] = None
+            self._unopened[node_id] = hello
+            return Resume(0, 1)
         stream.sending.window_bytes = hello.window_bytes
         stream.body_size_max = hello.body_size_max
         stream.is_bound = True
@@ -71,7 +94,10 @@ class Deliveries:
 
     def resumed_untrusted(self, node_id: NodeId, resume: Resume, now: Instant) -> bool:
         """Take the peer's Resume; tells whether it is possible."""
-        stream = self.streams.get(node_id)
+        if node_id in self._unopened and resume.last_received == 0 and resume.first_held <= 1:
+            self._unused[node_id] = self._unopened.pop(node_id)
+            return True
+        stream = self.stream_of(node_id)
         if stream is None or not stream.sending.resume_untrusted(resume.last_received):
             return False
         stream.is_opened, stream.is_ending = True, False
@@ -97,7 +123,7 @@ class Deliveries:
 
     def unbind(self, node_id: NodeId, now: Instant, *, blames_frame: bool) -> Stream | None:
         """A connection has ended; the stream waits for the next one, if one may come."""
-        stream = self.streams.get(node_id)
+        stream = self.stream_of(node_id)
         if stream is None:
             return None
         stream.is_bound = False
@@ -169,7 +195,7 @@ class Deliveries:
 
     def put(self, node_id: NodeId, outgoing: Outgoing, body_size: int, now: Instant) -> None:
         """Queue a frame for an active member, or give its result at once."""
-        stream = self.streams.get(node_id)
+        stream = self.streams.get(node_id) or self.stream_of(node_id)  # a call less, mostly
         if stream is None:
             self.conclude(node_id, (outgoing,), ResultCode.UNAVAILABLE)
             return

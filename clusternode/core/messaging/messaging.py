@@ -115,7 +115,7 @@ class Messaging:
         """Send a reply; its result is 200 when the asker still waits for it."""
         self._context.effects.append(Fanout(answer.delivery, [answer.node_id]))
         reply = Reply(answer.tag, answer.content_type, answer.body, answer.code)
-        stream = self.deliveries.streams.get(answer.node_id)
+        stream = self.deliveries.stream_of(answer.node_id)
         if answer.node_id == self._node_id:
             code = self.requests.replied_untrusted(self._node_id, reply)
             self.deliveries.settle(answer.delivery, self._node_id, code)
@@ -134,7 +134,7 @@ class Messaging:
 
     def _forget_request(self, request: RequestId, node_ids: Sequence[NodeId]) -> None:
         for node_id in node_ids:
-            stream = self.deliveries.streams.get(node_id)
+            stream = self.deliveries.stream_of(node_id)
             if stream is not None:
                 stream.forget_request(request)
             else:
@@ -161,7 +161,7 @@ class Messaging:
 
     def handled(self, handled: Handled, now: Instant) -> None:
         """Send the results of messages whose handlers have ended."""
-        stream = self.deliveries.streams.get(handled.origin)
+        stream = self.deliveries.stream_of(handled.origin)
         if stream is not None:
             if stream.incarnation == handled.incarnation:
                 stream.receiving.handling -= len(handled.results)
@@ -273,7 +273,7 @@ class Messaging:
 
         While it is, its results and replies still come: a leaving node ends what it has begun.
         """
-        stream = self.deliveries.streams.get(node_id)
+        stream = self.deliveries.stream_of(node_id)
         if stream is not None:
             stream.is_ending = True
             if stream.is_bound:
@@ -296,12 +296,12 @@ class Messaging:
         old one cannot be taken for results of the new one.
         """
         self.incarnation = incarnation
-        for stream in self.deliveries.streams.values():
+        for stream in self.deliveries.made():
             self.deliveries.abandon(stream)
 
     def abandon_all(self) -> None:
         """End everything that still waits for a result: the node stops."""
-        for stream in self.deliveries.streams.values():
+        for stream in self.deliveries.made():
             self.deliveries.abandon(stream)
         self.deliveries.local.drain()
 
@@ -343,7 +343,7 @@ class Messaging:
         """Tell whether nothing is being handled here and nothing of ours waits for its result."""
         if not self.deliveries.local.is_idle:
             return False
-        for stream in self.deliveries.streams.values():
+        for stream in self.deliveries.made():
             sending = stream.sending
             if stream.receiving.handling > 0:
                 return False
@@ -362,8 +362,8 @@ class Messaging:
         """Return `position_mark` of each."""
         if not self._has_sent:
             return [0] * len(node_ids)
-        streams = self.deliveries.streams
-        return [streams[node_id].sending.given if node_id in streams else 0 for node_id in node_ids]
+        streams = [self.deliveries.streams.get(node_id) for node_id in node_ids]
+        return [0 if stream is None else stream.sending.given for stream in streams]
 
     def flush(self) -> None:
         """Hand out what this step has gathered, as few effects as possible."""

@@ -94,7 +94,9 @@ class Half:
         )
 
     def stream(self, node_id: str) -> Stream:
-        return self.messaging.deliveries.streams[NodeId(node_id)]
+        stream = self.messaging.deliveries.stream_of(NodeId(node_id))
+        assert stream is not None
+        return stream
 
     # Calls
 
@@ -219,7 +221,10 @@ class Half:
     # What must hold at any time
 
     def check(self) -> None:
-        for stream in self.messaging.deliveries.streams.values():
+        deliveries = self.messaging.deliveries
+        unmade = [node_id for node_id, one in deliveries.streams.items() if one is None]
+        assert sorted(unmade) == sorted([*deliveries._unopened, *deliveries._unused])
+        for stream in deliveries.made():
             sending = stream.sending
             assert sending.unsent_bytes == sum(
                 one.frame.size_bytes for one in sending.unsent if hasattr(one, "frame")

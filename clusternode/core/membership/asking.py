@@ -228,6 +228,12 @@ class Asking:
             return WIDE_AT_ONCE, WIDE_MAX
         return ASKED_AT_ONCE, ASKED_MAX
 
+    def lost_with(self, relay: NodeId) -> None:
+        """What was asked over a relay may be lost with its connection: ask again over the next."""
+        for path in self.paths.values():
+            for way in [way for way in path.tried if way[0] == relay]:
+                del path.tried[way]
+
     def more_for_others(self, relay: NodeId, now: Instant) -> None:
         """Somebody can be reached again: it may pass on what is asked for and not answered yet."""
         for other, path in list(self.paths.items()):

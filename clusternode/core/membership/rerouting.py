@@ -168,6 +168,8 @@ class Rerouting:
             self._leave(other, self._paths[other])
         for other in lost:
             self._way_lost(other, now)
+        if not self._asking.is_large:
+            self._asking.lost_with(node_id)
         path, number = self._paths.get(node_id), self._keepalive.number_of(node_id)
         if path is not None and path.number == number and path.answered:
             self._answered(node_id, number, now)  # it was only this connection that was waited for
@@ -342,7 +344,9 @@ class Rerouting:
             self._owner.verify(node_id, now)
         else:
             self._adopt(node_id, back, now)
+        if self.is_asked(node_id):
             self._asking.back(node_id, back, now)
+        if self._links.direct_to(node_id) is None:
             self._use(node_id, now)
 
     def _adopt(self, node_id: NodeId, way: Way, now: Instant) -> None:
@@ -425,7 +429,7 @@ class Rerouting:
         if path.way == way:
             self._leave(node_id, path)
             self._way_lost(node_id, now)
-            is_asked = True
+            is_asked = is_asked or not path.is_hopeless  # else its turn is waited for already
         if is_asked and path.number == self._keepalive.number_of(node_id):
             if not self._asking.more(node_id, path, now) and not path.answered:
                 self._refused_by_all(node_id, path, now)

@@ -980,6 +980,46 @@ def test_a_member_is_asked_back_at_most_once_for_each_of_its_pings():
     assert len(node.asked_over("n9")) == asked + 2
 
 
+def test_a_member_whose_link_is_silent_is_asked_back_over_the_way_it_asks_over():
+    node = Crossing()
+    silent_n9(node)
+    all_refuse(node)
+    asked = len(node.asked_over("n9"))
+    comes(node, "n1")
+
+    assert len(node.asked_over("n9")) == asked + 1
+    node.pong("n9", over="n1")
+    node.lone.pass_time(1.5, answers=(node.links["n1"], node.links["n3"]))
+    assert node.lone.events_of(PeerDown) == []
+
+
+def test_what_was_asked_over_a_relay_is_asked_again_over_its_next_connection():
+    node = Crossing()
+    silent_n9(node)
+    asked = len(node.asked_over("n9"))
+    node.lose("n1")
+    assert len(node.asked_over("n9")) == asked
+
+    node.links["n1"] = node.lone.open("n1")
+    assert node.asked_over("n9")[asked:] == [("n1",)]
+
+
+def test_a_turn_that_is_waited_for_does_not_end_when_the_way_in_use_is_refused_too():
+    node = Crossing()
+    silent_n9(node)
+    node.lose("n9")
+    all_refuse(node)
+    assert node.lone.status("n9") == "active"
+    segment = Segment(1, 0, 5, b"x")
+    node.receive("n1", routed("n9", "n5", "n1", message=segment, incarnations=(1, 100)))
+    all_refuse(node, "n1")
+
+    assert node.lone.status("n9") == "active"
+    node.lone.pass_time(1.05, answers=(node.links["n1"], node.links["n3"]))
+    all_refuse(node)
+    assert node.lone.status("n9") == "not_active"
+
+
 def test_a_member_is_asked_back_over_no_more_ways_than_others_are_asked_in_a_turn():
     node = Crossing()
     node.lose("n9")

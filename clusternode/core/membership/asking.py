@@ -85,6 +85,8 @@ class Path:
     direct: Direct = Direct.AWAITED
     is_hopeless: bool = False
     """Whether it has failed when all refuse: they refused before, or nobody listens there."""
+    waits_in: int = -1
+    """The turn that goes on although all refuse; none has this number."""
     told: Way = ()
     """The way that the observers were told of last."""
     incarnation: int = 0
@@ -140,7 +142,8 @@ class Asking:
         path.incarnation = self._members.rows[node_id].record.incarnation
         if path.number != number:
             path.number = number
-            path.turns, path.direct, path.is_hopeless = 0, Direct.AWAITED, False
+            path.turns, path.direct = 0, Direct.AWAITED
+            path.is_hopeless, path.waits_in = False, -1
             path.begin()
         return path
 
@@ -172,14 +175,20 @@ class Asking:
         """Tell whether those who all refuse are asked again when this turn is over.
 
         The link of one may only have been reset, and a second relay may not be found yet. That is
-        so once, and as long as others are lost too: the one that can may not have been asked.
+        so once, and as long as others are lost too: the one that can may not have been asked. A
+        turn that is waited for does not end because one more refuses.
         """
         if path.direct is Direct.REFUSED or not self._members.is_active(node_id):
             return False
+        if path.waits_in == path.turns:
+            return True
         if path.is_hopeless and not self._is_worth_more(node_id, now):
             return False
         path.is_hopeless = True
-        return not self._is_torn_for(node_id) and self.has_turn(node_id, path, now)
+        if self._is_torn_for(node_id) or not self.has_turn(node_id, path, now):
+            return False
+        path.waits_in = path.turns
+        return True
 
     def _is_worth_more(self, node_id: NodeId, now: Instant) -> bool:
         if self._is_torn_for(node_id) or self._is_shared_out(node_id):

@@ -429,7 +429,7 @@ class Rerouting:
         if path.way == way:
             self._leave(node_id, path)
             self._way_lost(node_id, now)
-            is_asked = is_asked or not path.is_hopeless  # else its turn is waited for already
+            is_asked = True
         if is_asked and path.number == self._keepalive.number_of(node_id):
             if not self._asking.more(node_id, path, now) and not path.answered:
                 self._refused_by_all(node_id, path, now)

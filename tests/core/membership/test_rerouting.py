@@ -1020,6 +1020,22 @@ def test_a_turn_that_is_waited_for_does_not_end_when_the_way_in_use_is_refused_t
     assert node.lone.status("n9") == "not_active"
 
 
+def test_a_turn_that_is_waited_for_does_not_end_when_a_relay_that_is_back_refuses_too():
+    node = Crossing()
+    silent_n9(node)
+    all_refuse(node)
+    node.lose("n1")
+    node.links["n1"] = node.lone.open("n1")
+    assert node.asked_over("n9") == [("n1",), ("n3",), ("n1",)]
+    all_refuse(node, "n1")
+    assert node.lone.status("n9") == "active"
+
+    node.lone.pass_time(1.05, answers=(node.links["n1"], node.links["n3"]))
+    node.pong("n9", over="n1")
+    node.lone.pass_time(1.0, answers=(node.links["n1"], node.links["n3"]))
+    assert node.lone.events_of(PeerDown) == []
+
+
 def test_a_member_is_asked_back_over_no_more_ways_than_others_are_asked_in_a_turn():
     node = Crossing()
     node.lose("n9")

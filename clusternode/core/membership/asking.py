@@ -98,6 +98,11 @@ class Path:
         """Tell whether what comes back over a way counts: it was asked, and has not refused."""
         return way in self.asked or way in self.answered
 
+    @property
+    def asked_count(self) -> int:
+        """Over how many ways it is asked for that were not lost with a connection since."""
+        return sum(way in self.tried for way in self.asked)
+
     def begin(self) -> None:
         """Ask everyone anew."""
         self.tried.clear()
@@ -218,13 +223,13 @@ class Asking:
                 self.over(node_id, path, way, now)
             return bool(path.asked)
         at_once, most = self._limits(node_id, path)
-        if len(path.asked) < at_once and len(path.tried) < most:
-            row = self._members.rows[node_id]
+        room = min(at_once - path.asked_count, most - len(path.tried))
+        if room > 0:
+            turn = self._members.rows[node_id].fail_count
             hints = self._hints(node_id, path, now)
-            for way in self.ways.candidates(node_id, self.found, path.tried, row.fail_count, hints):
+            ways = self.ways.candidates(node_id, self.found, path.tried, turn, hints)
+            for way in itertools.islice(ways, room):
                 self.over(node_id, path, way, now)
-                if len(path.asked) >= at_once or len(path.tried) >= most:
-                    break
         return bool(path.asked)
 
     def _limits(self, node_id: NodeId, path: Path) -> tuple[int, int]:

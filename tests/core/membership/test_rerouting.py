@@ -7,7 +7,7 @@ import pytest
 from clusternode.core.effects import Write
 from clusternode.core.events import LinkChanged, PeerDown, PeerMisbehaved
 from clusternode.core.inputs import DialFailed, DialFailure, Disconnected, RemoveMember
-from clusternode.core.membership.asking import TURNS_MAX, WIDE_MAX
+from clusternode.core.membership.asking import ASKED_AT_ONCE, TURNS_MAX, WIDE_MAX
 from clusternode.core.membership.relaying import WANTED_MAX
 from clusternode.core.settings import HealthSettings
 from clusternode.core.types import Incarnation, NodeId
@@ -1170,3 +1170,17 @@ def test_who_all_refuse_in_each_turn_has_failed_in_the_last_although_a_relay_is_
     n3_refuses(node)
 
     assert node.lone.status("n9") == "not_active"
+
+
+def test_who_is_asked_over_relays_that_are_all_reset_is_asked_over_as_many_once_they_are_back():
+    node = Crossing()
+    names = ["n1", "n3", *(f"n{number}" for number in range(20, 26))]
+    node.links |= {name: node.lone.open(name) for name in names[2:]}
+    while not node.asked_over("n9"):
+        node.lone.pass_time(0.1, answers=tuple(node.links[name] for name in names))
+    assert len(node.asked_over("n9")) == ASKED_AT_ONCE < len(names)
+    for name in names:
+        node.lose(name)
+    node.links |= {name: node.lone.open(name) for name in names}
+
+    assert len(node.asked_over("n9")) == 2 * ASKED_AT_ONCE

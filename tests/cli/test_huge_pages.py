@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from clusternode.cli.local.huge_pages import HUGE_PAGE, HugePages, allows, anonymous_areas
 
 MAPS = """\
@@ -36,3 +38,7 @@ def test_asking_changes_nothing_that_is_in_memory() -> None:
     assert asked == 0 or asked >= 7 * HUGE_PAGE
     assert block == b"0123456789abcdef" * (8 * HUGE_PAGE // 16)
     assert texts[-1] == "text 99999"
+
+
+def test_nothing_is_asked_for_where_nobody_says_which_memory_there_is(tmp_path: Path) -> None:
+    assert HugePages().ask(tmp_path / "maps") == 0

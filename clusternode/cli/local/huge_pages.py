@@ -40,12 +40,16 @@ class HugePages:
             self._seen = peak
             self.ask()
 
-    def ask(self) -> int:
+    def ask(self, maps: Path = MAPS) -> int:
         """Ask for all memory that there is; returns for how many bytes."""
         if self._madvise is None:
             return 0
+        try:
+            text = maps.read_text(encoding="ascii", errors="replace")
+        except OSError:  # where /sys is mounted, and /proc is not
+            return 0
         asked = 0
-        for begin, end in list(anonymous_areas(MAPS.read_text(encoding="ascii", errors="replace"))):
+        for begin, end in list(anonymous_areas(text)):
             length = end - begin
             # It fails where memory is short: then that area stays as it is.
             self._madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), MADV_COLLAPSE)

@@ -14,6 +14,7 @@ MAPS = """\
 7f0002000000-7f0002800000 r--p 00000000 00:00 0
 7f0003000000-7f0003800000 rw-p 00000000 08:01 977 /usr/lib/with a space.so (deleted)
 7f0004000000-7f0004800000 rw-s 00000000 00:01 12 /dev/zero (deleted)
+7f0005000000-7f0005800000 rw-p 00000000 00:00 0 [anon:cpython:pymalloc]
 7ffd00000000-7ffd00800000 rw-p 00000000 00:00 0 [stack]
 """
 
@@ -22,6 +23,7 @@ def test_whole_huge_pages_of_the_heap_and_of_memory_without_a_file_are_asked_for
     assert list(anonymous_areas(MAPS)) == [
         (0x01000000, 0x01800000),
         (0x7F0000200000, 0x7F0000600000),
+        (0x7F0005000000, 0x7F0005800000),
     ]
 
 

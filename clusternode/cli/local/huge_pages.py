@@ -20,6 +20,8 @@ GROWTH_MIN: Final = 48 << 20
 """Bytes that the process must have grown by before its memory is gone through again."""
 MADV_COLLAPSE: Final = 25  # madvise(2), Linux 6.1
 POLICY: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+OF_NO_FILE: Final = ("[heap]", "[anon:")
+"""How names of such memory begin; allocators may give it some, and most give it none."""
 MAPS: Final = Path("/proc/self/maps")
 
 
@@ -81,7 +83,7 @@ def anonymous_areas(maps: str) -> Iterator[tuple[int, int]]:
     """Yield begin and end of the huge pages that fit into memory of no file; see proc(5)."""
     for line in maps.splitlines():
         span, access, _, _, inode, *name = line.split(maxsplit=5)
-        if access != "rw-p" or inode != "0" or (name and name[0].strip() != "[heap]"):
+        if access != "rw-p" or inode != "0" or (name and not name[0].startswith(OF_NO_FILE)):
             continue
         begin, end = (int(address, 16) for address in span.split("-"))
         begin = -(-begin // HUGE_PAGE) * HUGE_PAGE

@@ -228,6 +228,8 @@ def test_everyone_has_one_appointment_and_is_asked_when_its_time_has_come(seed, 
         node_id = NodeId(f"n{number}")
         if act == "set":
             rounds.set(node_id, now + delay)
+            begin = rounds._offset + rounds.slot_of(node_id) * rounds.width
+            assert -1e-6 < now + delay - begin < rounds.width + 1e-6
             appointed[node_id] = None
         elif act == "set many":
             for other in range(number):

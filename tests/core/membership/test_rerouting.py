@@ -962,6 +962,18 @@ def test_what_all_relays_have_said_before_a_ping_of_a_member_itself_counts_no_mo
     assert node.lone.status("n9") == "active"
 
 
+def test_a_refused_dial_before_a_ping_of_the_member_itself_counts_no_more():
+    node = Crossing()
+    silent_n9(node)
+    node.lose("n9")
+    node.refuse("n9")
+    all_refuse(node, "n1")
+    comes(node, "n1")
+    all_refuse(node, "n1", "n3")
+
+    assert node.lone.status("n9") == "active"
+
+
 def test_a_member_is_asked_back_at_most_once_for_each_of_its_pings():
     node = Crossing()
     node.lose("n9")
@@ -1184,3 +1196,16 @@ def test_who_is_asked_over_relays_that_are_all_reset_is_asked_over_as_many_once_
     node.links |= {name: node.lone.open(name) for name in names}
 
     assert len(node.asked_over("n9")) == 2 * ASKED_AT_ONCE
+
+
+def test_in_a_large_cluster_a_connection_that_opens_leads_to_no_ping_over_it():
+    node = large_cluster()
+    others = [name for name in node.links if name != "n9"]
+    while not node.asked_over("n9"):
+        node.lone.pass_time(0.1, answers=tuple(node.links[name] for name in others))
+    asked = node.asked_over("n9")
+    (first,) = asked[0]
+    node.lose(first)
+    node.links[first] = node.lone.open(first)
+
+    assert node.asked_over("n9") == asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
+from clusternode.core.messaging.streams import MEMORY_FACTOR
 from clusternode.core.types import Incarnation, NodeId, ResultCode
 from clusternode.core.wire.messages import Resume
 from tests.core.messaging.halves import Cable, Half, joined
@@ -75,12 +76,23 @@ def test_what_is_sent_between_two_connections_that_carried_nothing_arrives():
     assert len(b.taken) == 1
 
 
-def test_a_peer_that_remembers_more_is_believed_on_an_unused_stream():
+@pytest.mark.parametrize(("last_received", "first_held"), [(7, 4), (7, 1), (0, 4)])
+def test_a_peer_that_remembers_more_is_believed_on_an_unused_stream(last_received, first_held):
     half, _ = offered()
 
-    assert half.do(half.messaging.resumed_untrusted, B, Resume(7, 4), half.now)
-    assert half.stream("b").sending.given == 7
-    assert half.stream("b").receiving.last_received == 3
+    resume = Resume(last_received, first_held)
+    assert half.do(half.messaging.resumed_untrusted, B, resume, half.now)
+    assert half.stream("b").sending.given == last_received
+    assert half.stream("b").receiving.last_received == first_held - 1
+
+
+def test_an_unused_stream_is_forgotten_when_its_member_is_gone_and_its_connection_has_ended():
+    a, _, cable = joined()
+    a.gone("b")
+    cable.cut()
+    a.advance_to(a.now + MEMORY_FACTOR * a.settings.messaging.delivery_timeout + 0.1)
+
+    assert not a.messaging.deliveries.streams
 
 
 def test_the_last_hello_of_a_life_counts_for_an_unused_stream():

@@ -245,6 +245,7 @@ class Node:
 
     def _lagged(self, lagged: Lagged, now: Instant) -> None:
         self._membership.keepalive.lagged(now)
+        self._membership.rerouting.lagged()
         self._context.count("lags")
         self._context.emit(LoopLagged(self.settings.cluster, lagged.seconds))
 

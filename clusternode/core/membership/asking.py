@@ -103,6 +103,11 @@ class Path:
         """Over how many ways it is asked for that were not lost with a connection since."""
         return sum(way in self.tried for way in self.asked)
 
+    def give_time(self) -> None:
+        """Let the ping have all its turns, and the direct connection its time."""
+        self.turns, self.direct = 0, Direct.AWAITED
+        self.is_hopeless, self.waits_in = False, -1
+
     def begin(self) -> None:
         """Ask everyone anew."""
         self.tried.clear()
@@ -147,10 +152,14 @@ class Asking:
         path.incarnation = self._members.rows[node_id].record.incarnation
         if path.number != number:
             path.number = number
-            path.turns, path.direct = 0, Direct.AWAITED
-            path.is_hopeless, path.waits_in = False, -1
+            path.give_time()
             path.begin()
         return path
+
+    def lagged(self) -> None:
+        """It was we who stood still: what has come too late, or since, fails no ping by itself."""
+        for path in self.paths.values():
+            path.give_time()
 
     def take_turn(self, node_id: NodeId, now: Instant) -> bool:
         """Give a ping that the direct way has failed one more turn; tells whether it has one.

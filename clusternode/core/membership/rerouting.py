@@ -254,6 +254,10 @@ class Rerouting:
                 return bool(path.asked or path.answered)
         return self._is_enabled and self._asking.take_turn(node_id, now)
 
+    def lagged(self) -> None:
+        """This node stood still: the open pings have all their time again, over others too."""
+        self._asking.lagged()
+
     def call(self, node_id: NodeId | None, now: Instant) -> None:
         """Ask one other for somebody who was removed, and of whom we know an address only.
 

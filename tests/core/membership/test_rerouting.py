@@ -6,7 +6,7 @@ import pytest
 
 from clusternode.core.effects import Write
 from clusternode.core.events import LinkChanged, PeerDown, PeerMisbehaved
-from clusternode.core.inputs import DialFailed, DialFailure, Disconnected, RemoveMember
+from clusternode.core.inputs import DialFailed, DialFailure, Disconnected, Lagged, RemoveMember
 from clusternode.core.membership.asking import ASKED_AT_ONCE, TURNS_MAX, WIDE_MAX
 from clusternode.core.membership.relaying import WANTED_MAX
 from clusternode.core.settings import HealthSettings
@@ -1094,6 +1094,24 @@ def test_a_link_is_not_given_up_for_what_comes_about_a_ping_that_is_over():
 
     assert node.lone.status("n9") == "active"
     assert node.links["n9"] not in node.lone.closed
+
+
+def test_what_relays_said_while_a_node_stood_still_calls_nobody_down():
+    """Swarm 20000421: the refusals were read before the pong, all of them seventeen seconds old."""
+    node = Crossing()
+    silent_n9(node)
+    relays = (node.links["n1"], node.links["n3"])
+    node.lone.pass_time(1.05, answers=relays)  # the last turn has begun
+    all_refuse(node, "n1")
+    node.lone.now += 17.0
+    node.lone.feed(Lagged(17.0))
+    all_refuse(node, "n3")
+    assert node.lone.status("n9") == "active"
+
+    node.lone.pass_time(1.9, answers=relays)
+    assert node.lone.status("n9") == "active"
+    node.lone.pass_time(4.0, answers=relays)
+    assert node.lone.status("n9") == "not_active"
 
 
 def test_a_turn_in_which_nobody_can_be_asked_is_waited_for_where_others_are_lost():

@@ -83,10 +83,8 @@ class Path:
     turns: int = 0
     """How often the ping has got more time, for the other ways (`TURNS`)."""
     direct: Direct = Direct.AWAITED
-    is_hopeless: bool = False
-    """Whether it has failed when all refuse: they refused before, or nobody listens there."""
-    waits_in: int = -1
-    """The turn that goes on although all refuse; none has this number."""
+    refused_in: int = -1
+    """The turn in which all have refused, or a dial was; none has this number."""
     told: Way = ()
     """The way that the observers were told of last."""
     incarnation: int = 0
@@ -99,14 +97,18 @@ class Path:
         return way in self.asked or way in self.answered
 
     @property
+    def is_hopeless(self) -> bool:
+        """Whether it has failed when all refuse in a later turn: they, or a dial, did before."""
+        return self.refused_in >= 0
+
+    @property
     def asked_count(self) -> int:
         """Over how many ways it is asked for that were not lost with a connection since."""
         return sum(way in self.tried for way in self.asked)
 
     def give_time(self) -> None:
         """Let the ping have all its turns, and the direct connection its time."""
-        self.turns, self.direct = 0, Direct.AWAITED
-        self.is_hopeless, self.waits_in = False, -1
+        self.turns, self.direct, self.refused_in = 0, Direct.AWAITED, -1
 
     def begin(self) -> None:
         """Ask everyone anew."""
@@ -194,15 +196,12 @@ class Asking:
         """
         if path.direct is Direct.REFUSED or not self._members.is_active(node_id):
             return False
-        if path.waits_in == path.turns:
+        if path.refused_in == path.turns:
             return True
         if path.is_hopeless and not self._is_worth_more(node_id, now):
             return False
-        path.is_hopeless = True
-        if self._is_torn_for(node_id) or not self.has_turn(node_id, path, now):
-            return False
-        path.waits_in = path.turns
-        return True
+        path.refused_in = path.turns
+        return not self._is_torn_for(node_id) and self.has_turn(node_id, path, now)
 
     def _is_worth_more(self, node_id: NodeId, now: Instant) -> bool:
         if self._is_torn_for(node_id) or self._is_shared_out(node_id):
@@ -271,7 +270,7 @@ class Asking:
         invent as many as they like.
         """
         path = self.paths[node_id]
-        path.is_hopeless, path.direct = False, min(path.direct, Direct.SILENT)
+        path.refused_in, path.direct = -1, min(path.direct, Direct.SILENT)
         if path.number == self._keepalive.number_of(node_id) and not path.awaits(way):
             if way in path.tried or len(path.tried) < WIDE_MAX:
                 self.over(node_id, path, way, now)

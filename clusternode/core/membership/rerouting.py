@@ -250,7 +250,7 @@ class Rerouting:
                 self._give_up_direct(link, now)
                 return True
             if is_refused:
-                path.is_hopeless = True
+                path.refused_in = path.turns
                 return bool(path.asked or path.answered)
         return self._is_enabled and self._asking.take_turn(node_id, now)
 
@@ -451,7 +451,7 @@ class Rerouting:
             if not self._asking.may_wait(node_id, path, now):
                 self._owner.ping_failed(node_id, now)
         elif link is not None and link.is_routed:
-            path.is_hopeless = True
+            path.refused_in = path.turns
             self._owner.abandon_link(link, now)
             turn: Seconds = self._context.settings.health.ping_timeout / TURNS
             self._keepalive.prolong(node_id, now + turn)

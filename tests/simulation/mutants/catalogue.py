@@ -510,6 +510,12 @@ def who_asks_over_others_is_not_asked_back(right: Function) -> Function:
     return lambda self, node_id, way, now: None
 
 
+@mutant(Asking, "lagged", ["old-refusals-call-nobody-down"], [FLAPPING])
+def old_refusals_count_after_standing_still(right: Function) -> Function:
+    """What relays said before a node stood still is taken for news when it goes on."""
+    return lambda self: None
+
+
 @mutant(Asking, "_beyond", ["a-row-of-four-cut-by-cut"], [FLAPPING])
 def who_is_reached_over_others_is_no_relay(right: Function) -> Function:
     """Only who is lost is looked for behind other relays, not who was reached over the silent."""
